@@ -1,0 +1,4 @@
+// Command qs-peer runs and operates the nodes of a fleet.
+package main
+
+func main() {}

@@ -1,0 +1,42 @@
+// Package peer is one running node, a manager or a worker: it wires the log,
+// the store, the snapshots, the swarm, the gossip and the replica together, and
+// serves HTTP, RESP and metrics. It is importable, so tests run fleets in one
+// process.
+//
+// # Data directory
+//
+//	LOCK         locked (flock) by the process that runs the node
+//	node.json    format, dataset, role, name, whether this manager is the writer
+//	addrs.json   the addresses the running node listens on; removed at a clean stop
+//	log/         txlog
+//	store/       lmdbstore
+//	snapshots/   internal/snapshot
+//
+// # HTTP
+//
+// Errors are {"error": "…"} with a sentence that says what to do, and may carry
+// more fields. Keys in paths are percent-encoded bytes. With base64=true in the
+// query, keys and values in JSON are standard base64; otherwise they are text
+// and must be valid UTF-8 (a key or value that is not is 422 when read, with the
+// advice to ask for base64).
+//
+//	GET    /v1/kv/{key}    200 the value's bytes, 404 absent; Qs-Pos: SEQ/HASH
+//	PUT    /v1/kv/{key}    the body is the value; 200 {"seq":N,"hash":"…"}
+//	DELETE /v1/kv/{key}    200 {"seq":N,"hash":"…"}
+//	POST   /v1/txn         {"ops":[{"op":"put","key":…,"value":…},{"op":"delete","key":…}]}; 200 {"seq":N,"hash":"…"}
+//	GET    /v1/scan        ?prefix=&start=&end=&reverse=true&limit=N; JSON Lines {"key":…,"value":…} in key order,
+//	                       one state throughout (Qs-Pos); cut off (no clean end of the body) when it cannot be completed
+//	GET    /v1/snapshots   {"snapshots":[{seq,hash,infohash,sha256,size,pairs,time}, …]}, newest first
+//	POST   /v1/snapshots   mint and publish now; 200 {seq,hash,infohash,sha256,size,pairs}
+//	GET    /v1/snapshots/{infohash}/torrent    the .torrent file
+//	GET    /v1/snapshots/{infohash}/manifest
+//	GET    /v1/status      the fleet as this node's gossip sees it (README)
+//	GET    /healthz        200 while the process works
+//	GET    /readyz         200 when reads may be served here, otherwise 503 with the state
+//	GET    /metrics        Prometheus
+//
+// Writes to a node that is not the writer are 421 {"error":…,"writer":"http://…"}.
+// Over-limit keys, values and entries are 413 with which limit was passed;
+// malformed requests 400. A write is answered once its entry is on stable
+// storage in the log and applied here, so that a following read sees it.
+package peer

@@ -1,0 +1,40 @@
+// Package lmdbstore keeps the dataset in LMDB.
+//
+// It applies log entries together with the position they lead to, in one LMDB
+// transaction; serves reads; mints canonical snapshots; and replaces the whole
+// environment by generations behind one atomic switch. It is the only package
+// that touches the LMDB binding (binding.go) and, through
+// internal/mdbfile, the LMDB file format.
+//
+// # Directory
+//
+//	CURRENT          the name of the generation in use and a newline
+//	gen-000001/      one LMDB environment: data.mdb, lock.mdb
+//
+// A generation is made in a fresh directory, fsynced, opened and caught up
+// before CURRENT is renamed over. What CURRENT does not name is left over from
+// a crash and removed at open.
+//
+// # Environment
+//
+//	database  key              value
+//	kv        the user's key   0x01 ‖ the user's value (the tag keeps empty values from being
+//	                           empty in LMDB, where the binding mistreats them, and leaves
+//	                           room for other encodings)
+//	meta      "dataset"        16 bytes
+//	          "format"         u32 little-endian, 1
+//	          "pos"            seq u64 little-endian ‖ hash 32 bytes
+//	          "time"           i64 little-endian: the writer's clock in the entry at pos, ns since 1970
+//
+// Every value in meta is a function of the log up to pos, so two environments
+// at one position hold the same pairs.
+//
+// # Canonical snapshots
+//
+// Mint writes the file that LMDB would hold if every pair had been inserted once,
+// in order, into pages filled to the brim. Two passes over one read
+// transaction: the first measures, so that the meta pages at the front and the
+// exact size are known before the first byte; the second writes each page once,
+// front to back. See internal/mdbfile for the layout and docs/decisions for why
+// it is not done with MDB_APPEND.
+package lmdbstore
