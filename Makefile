@@ -1,0 +1,65 @@
+# The two commands of the README are `make demo` and `make test`. Both do all
+# their own set-up on a Debian machine that has Go, git and make.
+
+GO      ?= go
+BIN     := bin/qs-peer
+# The LMDB bindings compile LMDB's C sources, whose warnings are not ours.
+export CGO_CFLAGS ?= -O2 -g -w
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
+FUZZTIME ?= 30s
+
+.PHONY: all build demo test check e2e e2e-full bench fuzz setup setup-test clean
+
+all: build
+
+# What compiling needs: a C compiler, for LMDB.
+setup:
+	@.ci/setup gcc:gcc /usr/include/stdlib.h:libc6-dev
+
+# What the tests need besides: a stock BitTorrent client and LMDB's own tools.
+setup-test: setup
+	@.ci/setup aria2c:aria2 mdb_dump:lmdb-utils
+
+build: setup
+	$(GO) build -o $(BIN) ./cmd/qs-peer
+
+# A manager and eight workers on loopback, rebuilt from nothing.
+demo: build
+	$(BIN) demo
+
+# Everything that must hold: static checks, all tests with the race detector,
+# LMDB's other binding, and the end-to-end run on the smaller real data.
+test: setup-test check
+	$(GO) test -race -timeout 15m ./...
+	$(GO) test -tags lmdb_bmatsuo ./lmdbstore/...
+	$(MAKE) --no-print-directory e2e
+
+check: setup
+	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
+		if [ -n "$$fmt" ]; then echo "gofmt would change:"; echo "$$fmt"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+# Real processes, Debian's package index: two managers, eight workers.
+e2e: setup-test build
+	QS_E2E=short QS_PEER=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m ./internal/e2e
+
+# The same with every stanza of the index and millions of small pairs.
+e2e-full: setup-test build
+	QS_E2E=full QS_PEER=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 60m ./internal/e2e
+
+# The figures of docs/bench.md, in `go test -bench` format.
+bench: setup-test build
+	QS_PEER=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./bench
+
+# Every fuzz target, FUZZTIME each.
+fuzz: setup
+	@set -e; for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "== $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; \
+		done; \
+	done
+
+clean:
+	rm -rf bin dist

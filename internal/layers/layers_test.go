@@ -1,0 +1,129 @@
+// Package layers checks that packages import only what the architecture allows
+// (docs/architecture.md), and that each third-party package has one home.
+package layers
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/qs-peer/qs-peer/"
+
+// allowed lists which of our packages each package may import, itself aside.
+var allowed = map[string][]string{
+	"internal/durable":           {},
+	"internal/faultfs":           {"internal/durable"},
+	"internal/memnet":            {},
+	"txlog":                      {"internal/durable"},
+	"chunker":                    {},
+	"lmdbstore":                  {"txlog", "internal/durable", "lmdbstore/internal/mdbfile"},
+	"lmdbstore/internal/mdbfile": {},
+	"p2p":                        {"txlog", "chunker", "internal/durable"},
+	"gossip":                     {"txlog"},
+	"internal/snapshot":          {"txlog", "chunker", "lmdbstore", "internal/durable"},
+	"internal/replica":           {"txlog", "chunker"},
+	"internal/peer": {"txlog", "chunker", "lmdbstore", "p2p", "gossip", "internal/snapshot",
+		"internal/replica", "internal/durable"},
+	"cmd/qs-peer":     {"internal/peer", "gossip", "txlog", "chunker", "lmdbstore", "internal/snapshot", "internal/durable"},
+	"bench":           {"*"},
+	"internal/e2e":    {},
+	"internal/layers": {},
+}
+
+// homes lists where a third-party package may be imported, tests included.
+var homes = map[string][]string{
+	"github.com/anacrolix/":       {"p2p", "chunker"},
+	"github.com/hashicorp/":       {"gossip", "internal/memnet"},
+	"github.com/PowerDNS/lmdb-go": {"lmdbstore", "lmdbstore/internal/mdbfile", "bench"},
+	"github.com/bmatsuo/lmdb-go":  {"lmdbstore", "lmdbstore/internal/mdbfile", "bench"},
+	"github.com/spf13/":           {"cmd/qs-peer"},
+	"github.com/vbauerster/":      {"cmd/qs-peer"},
+	"go.yaml.in/":                 {"cmd/qs-peer"},
+	"github.com/tidwall/redcon":   {"internal/peer"},
+	"github.com/klauspost/":       {"p2p"},
+}
+
+type pkg struct {
+	ImportPath                         string
+	Imports, TestImports, XTestImports []string
+}
+
+func list(t *testing.T) []pkg {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", module+"...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	dec := json.NewDecoder(strings.NewReader(string(out)))
+	for {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		pkgs = append(pkgs, p)
+	}
+	if len(pkgs) < 10 {
+		t.Fatalf("go list found only %d packages", len(pkgs))
+	}
+	return pkgs
+}
+
+// base cuts a command's own subpackages off: cmd/qs-peer/internal/x is cmd/qs-peer.
+func base(path string) string {
+	path = strings.TrimPrefix(path, module)
+	if strings.HasPrefix(path, "cmd/qs-peer/") {
+		return "cmd/qs-peer"
+	}
+	return path
+}
+
+func TestLayers(t *testing.T) {
+	for _, p := range list(t) {
+		name := base(p.ImportPath)
+		may, known := allowed[name]
+		if !known {
+			t.Errorf("%s is not in the table of layers: add it there and to docs/architecture.md", name)
+			continue
+		}
+		for _, imp := range p.Imports {
+			if !strings.HasPrefix(imp, module) || base(imp) == name || slices.Contains(may, "*") {
+				continue
+			}
+			if !slices.Contains(may, base(imp)) {
+				t.Errorf("%s must not import %s", name, base(imp))
+			}
+		}
+	}
+}
+
+func TestThirdPartyHomes(t *testing.T) {
+	for _, p := range list(t) {
+		name := base(p.ImportPath)
+		for _, imp := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			for prefix, where := range homes {
+				if strings.HasPrefix(imp, prefix) && !slices.Contains(where, name) {
+					t.Errorf("%s must not import %s: its home is %s", name, imp, strings.Join(where, ", "))
+				}
+			}
+		}
+	}
+}
+
+// TestFaultInjectionStaysInTests keeps the test doubles out of the product.
+func TestFaultInjectionStaysInTests(t *testing.T) {
+	for _, p := range list(t) {
+		for _, imp := range p.Imports {
+			if (imp == module+"internal/faultfs" || imp == module+"internal/memnet") && base(p.ImportPath) != "bench" {
+				t.Errorf("%s imports %s outside its tests", p.ImportPath, imp)
+			}
+		}
+	}
+}
