@@ -2,16 +2,50 @@
 //
 // It computes BitTorrent v1 metainfo (BEP 3: SHA-1 of fixed-size pieces) and
 // the SHA-256 of the whole while the file is being written, so that nothing is
-// read twice, and tells which pieces of a local file are good. The metainfo is
-// canonical: one file, one name, one info dictionary, hence one infohash; it
-// holds no creation date, no tracker and no comment.
+// read twice, and tells which pieces of a local file are good.
+//
+// # Metainfo
+//
+// The metainfo is canonical: one file, one name, one info dictionary, hence one
+// infohash. It is the bencoding of these keys, in this order, and nothing else
+// (no creation date, tracker, comment or private flag):
+//
+//	d 4:info
+//	  d 6:length        i SIZE e
+//	    4:name          NAME                one path element, UTF-8, at most 255 bytes
+//	    12:piece length i PIECE-LENGTH e    what PieceLength(SIZE) returns
+//	    6:pieces        20 bytes a piece: the SHA-1 of each
+//	  e
+//	e
+//
+// Parse accepts what this package would have written, to the byte, and nothing
+// else. Stock clients open it.
 package chunker
 
 import (
-	"context"
 	"encoding/hex"
 	"fmt"
-	"io"
+	"math/bits"
+)
+
+// Limits of a torrent.
+const (
+	// MaxMetainfo is the size of the largest metainfo, in bytes.
+	MaxMetainfo = 16 << 20
+	// MaxName is the length of the longest file name, in bytes.
+	MaxName = 255
+	// MaxSize is the length of the longest file, in bytes (about 6.1 TiB): the
+	// most pieces that fit into MaxMetainfo, of the greatest length.
+	MaxSize = (MaxMetainfo - 512) / hashSize * maxPieceLength
+)
+
+const (
+	hashSize       = 20 // SHA-1
+	minPieceLength = 64 << 10
+	maxPieceLength = 8 << 20
+	// Few pieces make workers wait for each other (a piece is passed on once it
+	// is whole); many cost messages and requests. See docs/decisions/0003.
+	maxUsualPieces = 1024
 )
 
 // InfoHash is the SHA-1 of a torrent's info dictionary.
@@ -35,71 +69,54 @@ func ParseInfoHash(s string) (InfoHash, error) {
 	return h, nil
 }
 
-// PieceLength returns the piece length in bytes for a file of size bytes: a
-// power of two from 64 KiB to 8 MiB. A function of the size alone, because it
-// is part of the infohash.
-func PieceLength(size int64) int64 { panic("unwritten") }
+// PieceLength returns the piece length in bytes for a file of size bytes: the
+// least power of two from 64 KiB to 8 MiB that makes at most 1024 pieces (from
+// 8 GiB on there are more). A function of the size alone, because it is part of
+// the infohash.
+func PieceLength(size int64) int64 {
+	if size <= maxUsualPieces*minPieceLength {
+		return minPieceLength
+	}
+	least := (size-1)/maxUsualPieces + 1 // rounded up
+	return min(int64(1)<<bits.Len64(uint64(least-1)), maxPieceLength)
+}
 
 // Torrent describes one immutable file. It is immutable itself.
-type Torrent struct{}
+type Torrent struct {
+	name        string
+	size        int64
+	pieceLength int64
+	infoHash    InfoHash
+	metainfo    []byte
+	info        []byte // within metainfo
+	hashes      []byte // within metainfo
+}
 
 // Name returns the file's name: one path element.
-func (t *Torrent) Name() string { panic("unwritten") }
+func (t *Torrent) Name() string { return t.name }
 
 // Size returns the file's length in bytes, at least 1.
-func (t *Torrent) Size() int64 { panic("unwritten") }
+func (t *Torrent) Size() int64 { return t.size }
 
 // PieceLength returns the length of every piece but the last, in bytes.
-func (t *Torrent) PieceLength() int64 { panic("unwritten") }
+func (t *Torrent) PieceLength() int64 { return t.pieceLength }
 
 // Pieces returns the number of pieces.
-func (t *Torrent) Pieces() int { panic("unwritten") }
+func (t *Torrent) Pieces() int { return len(t.hashes) / hashSize }
 
 // PieceSize returns the length of piece i, in bytes.
-func (t *Torrent) PieceSize(i int) int64 { panic("unwritten") }
+func (t *Torrent) PieceSize(i int) int64 {
+	return min(t.pieceLength, t.size-int64(i)*t.pieceLength)
+}
 
 // PieceHash returns the SHA-1 of piece i.
-func (t *Torrent) PieceHash(i int) [20]byte { panic("unwritten") }
+func (t *Torrent) PieceHash(i int) [20]byte { return [20]byte(t.hashes[i*hashSize:]) }
 
 // InfoHash returns the SHA-1 of InfoBytes.
-func (t *Torrent) InfoHash() InfoHash { panic("unwritten") }
+func (t *Torrent) InfoHash() InfoHash { return t.infoHash }
 
 // InfoBytes returns the bencoded info dictionary. Do not modify.
-func (t *Torrent) InfoBytes() []byte { panic("unwritten") }
+func (t *Torrent) InfoBytes() []byte { return t.info }
 
-// Metainfo returns the .torrent file, which stock clients open.
-func (t *Torrent) Metainfo() []byte { panic("unwritten") }
-
-// Parse reads a .torrent file that Metainfo made: single file, v1, and of the
-// canonical form. Anything else, and anything over the limits (16 MiB of
-// metainfo), is an error that says what was wrong.
-func Parse(metainfo []byte) (*Torrent, error) { panic("unwritten") }
-
-// Hasher hashes a file while it is written. Hashing runs beside the writer, on
-// goroutines that end with Finish or Abort.
-type Hasher struct{}
-
-// NewHasher prepares for a file of exactly size bytes.
-func NewHasher(name string, size int64) (*Hasher, error) { panic("unwritten") }
-
-// Write takes the next bytes of the file. p may be reused when it returns. More
-// bytes than announced are an error.
-func (h *Hasher) Write(p []byte) (int, error) { panic("unwritten") }
-
-// Finish returns the torrent and the file's SHA-256. Fewer bytes than announced
-// are an error.
-func (h *Hasher) Finish() (*Torrent, [32]byte, error) { panic("unwritten") }
-
-// Abort releases a hasher that is not finished. It may be called twice, and
-// after Finish.
-func (h *Hasher) Abort() { panic("unwritten") }
-
-var _ io.Writer = (*Hasher)(nil)
-
-// Check reads the file and returns, for each piece, whether it is good. A file
-// that is too short has bad pieces; a longer one is not noticed here (compare
-// sizes first). An error is one of reading or of ctx. progress, if not nil, is
-// called with the bytes read so far.
-func (t *Torrent) Check(ctx context.Context, r io.ReaderAt, progress func(done int64)) ([]bool, error) {
-	panic("unwritten")
-}
+// Metainfo returns the .torrent file, which stock clients open. Do not modify.
+func (t *Torrent) Metainfo() []byte { return t.metainfo }
