@@ -1,0 +1,45 @@
+// Package snapshot owns a node's snapshots directory and the manifest format.
+//
+// A snapshot is three files that appear together, the manifest last:
+//
+//	NAME.mdb        the canonical LMDB file, immutable, seeded as it is
+//	NAME.torrent    its metainfo
+//	NAME.manifest   what is signed about it
+//
+// with NAME = snapshot-SEQ-HASH: the seq in 20 decimal digits and the first 16
+// digits of the entry's hash. Beside them there may be
+//
+//	NAME.part       the file while it is being fetched: kept, so that the fetch resumes
+//	NAME.mint       the file while it is being minted: removed at open
+//	NAME.*.damaged  a snapshot that does not hold together, set aside as evidence
+//
+// # Crashes
+//
+// The file's content is on stable storage before it is called NAME.mdb, and
+// that name is before NAME.manifest exists; removing goes the other way. So a
+// manifest says that its snapshot is complete, and a NAME.mdb or NAME.torrent
+// without one is what a crash left of making or removing it: Open deletes it. A
+// manifest whose files are missing, do not agree with it or have another size
+// is damage: Open sets it aside, does not list it, and logs what to do.
+//
+// # Manifest
+//
+// Text, one "name value" pair a line in this order, which is also what a
+// manager signs:
+//
+//	qs-snapshot-v1
+//	dataset 32 hexadecimal digits
+//	pos SEQ/HASH
+//	time RFC 3339 with nanoseconds, UTC: the writer's clock in the entry at pos
+//	format 1
+//	pairs N
+//	size BYTES
+//	sha256 64 hexadecimal digits
+//	infohash 40 hexadecimal digits
+//	piece-length BYTES
+//
+// Every field follows from the log up to pos, so two managers at one position
+// write the same manifest, to the byte. Numbers have no leading zeros, digits
+// above 9 are lower case, trailing zeros of the nanoseconds are dropped: one
+// manifest has one text, and ParseManifest accepts no other.
+package snapshot
