@@ -19,6 +19,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
 // minted is what `snapshot --json` prints.
@@ -46,7 +48,7 @@ func TestFleet(t *testing.T) {
 	want := sorted(pairs)
 	t.Logf("input: %d pairs, %d different keys", len(pairs), len(want))
 
-	f := newFleet(t, os.Getenv("QS_PEER"))
+	f := newStory(t, os.Getenv("QS_PEER"))
 	m1 := f.start("manager", "m1")
 	m2 := f.start("manager", "m2")
 	managers := []string{"m1", "m2"}
@@ -63,9 +65,9 @@ func TestFleet(t *testing.T) {
 		first, second := filepath.Join(f.dir, "first.jsonl"), filepath.Join(f.dir, "second.jsonl")
 		writeLines(t, first, pairs[:len(pairs)/2])
 		writeLines(t, second, pairs[len(pairs)/2:])
-		t.Log(strings.TrimSpace(f.run("import", "--addr", m1.addrs.HTTP, "--json", first)))
-		f.run("snapshot", "--addr", m1.addrs.HTTP)
-		t.Log(strings.TrimSpace(f.run("import", "--addr", m1.addrs.HTTP, "--json", second)))
+		t.Log(strings.TrimSpace(f.run("import", "--addr", m1.Addrs.HTTP, "--json", first)))
+		f.run("snapshot", "--addr", m1.Addrs.HTTP)
+		t.Log(strings.TrimSpace(f.run("import", "--addr", m1.Addrs.HTTP, "--json", second)))
 		f.converged(2*time.Minute, m1, everyone...)
 	})
 
@@ -84,16 +86,10 @@ func TestFleet(t *testing.T) {
 	step(t, "aria2 downloads the snapshot", func() { f.aria2(m1, snap) })
 
 	step(t, "all workers are wiped and rebuilt while writes arrive", func() {
-		for _, w := range workers {
-			f.kill(f.nodes[w])
-			f.wipe(f.nodes[w])
-		}
-		for _, w := range workers {
-			f.start("worker", w)
-		}
+		f.rebuild(workers...)
 		for i := range 20 {
 			p := pair{fmt.Sprintf("zz-e2e-%02d", i), strings.Repeat("x", i)}
-			f.run("put", "--addr", m1.addrs.HTTP, p.Key, p.Value)
+			f.run("put", "--addr", m1.Addrs.HTTP, p.Key, p.Value)
 			want = append(want, p)
 		}
 		want = sorted(want)
@@ -101,8 +97,8 @@ func TestFleet(t *testing.T) {
 		var managers, swarm int64
 		for name, x := range f.converged(2*time.Minute, m1, everyone...) {
 			if strings.HasPrefix(name, "w") {
-				managers += x.FromManagers
-				swarm += x.FromWorkers
+				managers += x.BytesFromManagers
+				swarm += x.BytesFromWorkers
 			}
 		}
 		t.Logf("rebuilt in %s after the last write; manager egress %.2f copies, %.2f copies between workers",
@@ -115,26 +111,22 @@ func TestFleet(t *testing.T) {
 	step(t, "every node's export is the imported data, byte for byte", func() { f.exports(want, everyone) })
 
 	step(t, "without the follower all goes on", func() {
-		f.kill(m2)
-		f.run("put", "--addr", m1.addrs.HTTP, "zz-without-m2", "1")
+		m2.Kill()
+		f.run("put", "--addr", m1.Addrs.HTTP, "zz-without-m2", "1")
 		want = append(want, pair{"zz-without-m2", "1"})
-		f.kill(f.nodes["w8"])
-		f.wipe(f.nodes["w8"])
-		f.start("worker", "w8")
+		f.rebuild("w8")
 		f.converged(time.Minute, m1, append([]string{"m1"}, workers...)...)
 		f.start("manager", "m2")
 		f.converged(time.Minute, m1, everyone...)
 	})
 
 	step(t, "without the writer everybody serves, and a worker is still rebuilt", func() {
-		f.kill(m1)
-		f.join = m2.addrs.Gossip
-		f.kill(f.nodes["w7"])
-		f.wipe(f.nodes["w7"])
-		f.start("worker", "w7")
+		m1.Kill()
+		f.JoinVia(m2)
+		f.rebuild("w7")
 		f.converged(time.Minute, m2, append([]string{"m2"}, workers...)...)
 		f.exports(want, append([]string{"m2"}, workers...))
-		if _, err := f.try("put", "--addr", m2.addrs.HTTP, "zz-refused", "1"); err == nil {
+		if _, err := f.try("put", "--addr", m2.Addrs.HTTP, "zz-refused", "1"); err == nil {
 			t.Fatal("the follower took a write")
 		}
 		f.start("manager", "m1")
@@ -143,17 +135,19 @@ func TestFleet(t *testing.T) {
 
 	step(t, "stopped, every data directory verifies; with one byte changed it does not", func() {
 		for _, name := range everyone {
-			f.stop(f.nodes[name])
+			if err := f.Node(name).Stop(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		for _, name := range everyone {
-			f.run("verify", "--data", f.nodes[name].data)
+			f.run("verify", "--data", f.Node(name).Data)
 		}
-		found, err := filepath.Glob(filepath.Join(m1.data, "snapshots", "*.mdb"))
+		found, err := filepath.Glob(filepath.Join(m1.Data, "snapshots", "*.mdb"))
 		if err != nil || len(found) == 0 {
-			t.Fatalf("no snapshot in %s (%v)", m1.data, err)
+			t.Fatalf("no snapshot in %s (%v)", m1.Data, err)
 		}
 		flip(t, found[0], 12345)
-		out, err := f.try("verify", "--data", m1.data)
+		out, err := f.try("verify", "--data", m1.Data)
 		if err == nil || !strings.Contains(err.Error(), filepath.Base(found[0])) {
 			t.Fatalf("verify did not name the damaged file: %v\n%s", err, out)
 		}
@@ -167,23 +161,23 @@ func step(t *testing.T, what string, do func()) {
 	t.Logf("ok  %-70s %8s", what, time.Since(began).Round(time.Millisecond))
 }
 
-func (f *fleet) snapshot(n *node) minted {
+func (f *story) snapshot(n *fleet.Node) minted {
 	f.t.Helper()
 	var m minted
-	if err := json.Unmarshal([]byte(f.run("snapshot", "--addr", n.addrs.HTTP, "--json")), &m); err != nil {
+	if err := json.Unmarshal([]byte(f.run("snapshot", "--addr", n.Addrs.HTTP, "--json")), &m); err != nil {
 		f.t.Fatal(err)
 	}
 	return m
 }
 
 // exports compares every node's export with the data, and all with the first.
-func (f *fleet) exports(want []pair, names []string) {
+func (f *story) exports(want []pair, names []string) {
 	f.t.Helper()
 	want = sorted(want)
 	var first string
 	for i, name := range names {
 		path := filepath.Join(f.dir, name+".export")
-		f.run("export", "--addr", f.nodes[name].addrs.HTTP, path)
+		f.run("export", "--addr", f.Node(name).Addrs.HTTP, path)
 		if i == 0 {
 			first = path
 			if err := compareExport(path, want); err != nil {
@@ -199,10 +193,10 @@ func (f *fleet) exports(want []pair, names []string) {
 
 // aria2 gives our torrent to a stock client, which finds the node through a
 // tracker of the test's own, and compares what it downloads.
-func (f *fleet) aria2(n *node, snap minted) {
+func (f *story) aria2(n *fleet.Node, snap minted) {
 	t := f.t
 	t.Helper()
-	host, port, err := net.SplitHostPort(n.addrs.Swarm)
+	host, port, err := net.SplitHostPort(n.Addrs.Swarm)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +210,7 @@ func (f *fleet) aria2(n *node, snap minted) {
 	}))
 	defer tracker.Close()
 
-	resp, err := http.Get("http://" + n.addrs.HTTP + "/v1/snapshots/" + snap.Infohash + "/torrent")
+	resp, err := http.Get("http://" + n.Addrs.HTTP + "/v1/snapshots/" + snap.Infohash + "/torrent")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,9 +29,10 @@ var allowed = map[string][]string{
 	"internal/replica":           {"txlog", "chunker"},
 	"internal/peer": {"txlog", "chunker", "lmdbstore", "p2p", "gossip", "internal/snapshot",
 		"internal/replica", "internal/durable"},
-	"cmd/qs-peer":     {"internal/peer", "gossip", "txlog", "chunker", "lmdbstore", "internal/snapshot", "internal/durable"},
+	"cmd/qs-peer":     {"internal/peer", "internal/fleet", "gossip", "txlog", "chunker", "lmdbstore", "internal/snapshot", "internal/durable"},
 	"bench":           {"*"},
-	"internal/e2e":    {},
+	"internal/fleet":  {},
+	"internal/e2e":    {"internal/fleet"},
 	"internal/layers": {},
 }
 
