@@ -12,8 +12,13 @@
 package gossip
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -76,6 +81,20 @@ const (
 	Left            // said that it leaves
 )
 
+// String returns the word for l: alive, failed or left.
+func (l Liveness) String() string {
+	switch l {
+	case Alive:
+		return "alive"
+	case Failed:
+		return "failed"
+	case Left:
+		return "left"
+	default:
+		return fmt.Sprintf("liveness %d", int(l))
+	}
+}
+
 // Member is a node as this node sees it.
 type Member struct {
 	Facts
@@ -103,32 +122,178 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
+func (o *Options) validate() error {
+	if o.Facts.Name == "" {
+		return errors.New("the node needs a name")
+	}
+	if o.Facts.Role != Manager && o.Facts.Role != Worker {
+		return fmt.Errorf("role %q: want %q or %q", o.Facts.Role, Manager, Worker)
+	}
+	if o.ForgetAfter <= 0 {
+		o.ForgetAfter = 24 * time.Hour
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
 // Gossip is this node's part in the gossip. Its methods may be called concurrently.
-type Gossip struct{}
+type Gossip struct {
+	log       *slog.Logger
+	join      []string
+	view      *view
+	metrics   *metrics
+	list      *memberlist.Memberlist
+	queue     *memberlist.TransmitLimitedQueue
+	conflicts conflicts
+	addr      net.Addr
+	bridge    *logBridge
+
+	dirty  chan struct{} // the own record is to be broadcast
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	closing  sync.Mutex // serialises Leave and Close
+	closed   bool
+	closeErr error
+}
 
 // Start begins to listen and to join. A taken port is an error; members that
 // cannot be reached are not.
-func Start(o Options) (*Gossip, error) { panic("unwritten") }
+func Start(o Options) (*Gossip, error) {
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("gossip: %w", err)
+	}
+	g := &Gossip{
+		log:   o.Logger,
+		join:  slices.Clone(o.Join),
+		view:  newView(o.ForgetAfter),
+		dirty: make(chan struct{}, 1),
+	}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.view.alive, RetransmitMult: retransmits}
+	g.view.self.key.name = o.Facts.Name
+	g.view.self.facts.Name, g.view.self.facts.Role = o.Facts.Name, o.Facts.Role
+	g.view.self.incarnation = uint64(min(max(time.Now().UnixNano(), 1), maxIncarnation-1))
+	if _, err := g.view.update(func(f *Facts) { *f = o.Facts }, false); err != nil {
+		g.cancel()
+		return nil, fmt.Errorf("gossip: facts of %s: %w", o.Facts.Name, err)
+	}
+	var err error
+	if g.metrics, err = newMetrics(o.Registerer, g); err != nil {
+		g.cancel()
+		return nil, fmt.Errorf("gossip: %w", err)
+	}
+	if err := g.listen(o); err != nil {
+		g.cancel()
+		g.metrics.unregister()
+		return nil, err
+	}
+	g.wg.Add(2)
+	go g.publish()
+	go g.keepJoined()
+	g.publishSoon()
+	return g, nil
+}
 
 // Addr returns the address that the node listens on and advertises.
-func (g *Gossip) Addr() net.Addr { panic("unwritten") }
+func (g *Gossip) Addr() net.Addr { return g.addr }
 
 // Update changes the node's own facts and lets the others know. Updates in quick
 // succession are gathered. Announcements over MaxSnapshots are dropped, oldest
-// first; strings that are too long for a record are an error.
-func (g *Gossip) Update(change func(*Facts)) error { panic("unwritten") }
+// first; strings that are too long for a record are an error, and then nothing
+// is changed. change must not call g.
+func (g *Gossip) Update(change func(*Facts)) error {
+	changed, err := g.view.update(change, false)
+	if err != nil {
+		return fmt.Errorf("update facts: %w", err)
+	}
+	if changed {
+		g.publishSoon()
+	}
+	return nil
+}
 
-// Members returns everybody, this node first, then by name.
-func (g *Gossip) Members() []Member { panic("unwritten") }
+// Members returns everybody, this node first, then by name. A member that was
+// not heard yet has a name only.
+func (g *Gossip) Members() []Member { return g.view.list() }
 
 // Changed returns a channel that is closed at the next change of any member's
 // facts or liveness.
-func (g *Gossip) Changed() <-chan struct{} { panic("unwritten") }
+func (g *Gossip) Changed() <-chan struct{} { return g.view.wait() }
+
+// Conflict returns a *ConflictError as long as another process, which was there
+// first, lives under this node's name at another address. The fleet then
+// ignores this node. A predecessor that just died is no conflict: it takes
+// about half a minute of both being alive.
+func (g *Gossip) Conflict() error { return g.conflicts.current(time.Now()) }
 
 // Leave tells the others that the node goes, waits until that is sent or the
 // time is over, and closes.
-func (g *Gossip) Leave(timeout time.Duration) error { panic("unwritten") }
+func (g *Gossip) Leave(timeout time.Duration) error {
+	g.closing.Lock()
+	defer g.closing.Unlock()
+	if g.closed {
+		return nil
+	}
+	var err error
+	if _, err = g.view.update(func(*Facts) {}, true); err == nil {
+		g.broadcast(g.view.own())
+		err = g.list.Leave(max(timeout, time.Millisecond))
+	}
+	return errors.Join(err, g.close())
+}
 
 // Close stops without a word, as a crash would look. It may be called twice,
 // and after Leave.
-func (g *Gossip) Close() error { panic("unwritten") }
+func (g *Gossip) Close() error {
+	g.closing.Lock()
+	defer g.closing.Unlock()
+	return g.close()
+}
+
+func (g *Gossip) close() error {
+	if g.closed {
+		return g.closeErr
+	}
+	g.closed = true
+	g.cancel()
+	g.closeErr = g.list.Shutdown()
+	g.wg.Wait()
+	g.bridge.stop()
+	g.metrics.unregister()
+	return g.closeErr
+}
+
+// publishInterval is the least time between two broadcasts of the own record.
+const publishInterval = 200 * time.Millisecond
+
+// publishSoon lets publish know that the own record changed.
+func (g *Gossip) publishSoon() {
+	select {
+	case g.dirty <- struct{}{}:
+	default: // it knows
+	}
+}
+
+// publish broadcasts the own record after changes, the newest state of it, and
+// no more often than publishInterval.
+func (g *Gossip) publish() {
+	defer g.wg.Done()
+	for {
+		select {
+		case <-g.ctx.Done():
+			return
+		case <-g.dirty:
+			g.broadcast(g.view.own())
+			g.metrics.published.Inc()
+		}
+		select {
+		case <-g.ctx.Done():
+			return
+		case <-time.After(publishInterval):
+		}
+	}
+}
