@@ -122,7 +122,6 @@ func TestFleet(t *testing.T) {
 
 	step(t, "without the writer everybody serves, and a worker is still rebuilt", func() {
 		m1.Kill()
-		f.JoinVia(m2)
 		f.rebuild("w7")
 		f.converged(time.Minute, m2, append([]string{"m2"}, workers...)...)
 		f.exports(want, append([]string{"m2"}, workers...))

@@ -27,9 +27,15 @@ const startLimit = 60 * time.Second
 type Fleet struct {
 	bin, dir string
 
-	mu    sync.Mutex // guards nodes and join
+	mu    sync.Mutex // guards the maps
 	nodes map[string]*Node
-	join  string
+	up    map[string]contact
+}
+
+// contact is where a node that was started can be joined while it runs.
+type contact struct {
+	addr   string
+	exited <-chan struct{}
 }
 
 // Node is a process and, after it ended, what is left to start it again.
@@ -68,7 +74,7 @@ type Member struct {
 
 // New prepares a fleet of the binary bin below dir.
 func New(bin, dir string) *Fleet {
-	return &Fleet{bin: bin, dir: dir, nodes: map[string]*Node{}}
+	return &Fleet{bin: bin, dir: dir, nodes: map[string]*Node{}, up: map[string]contact{}}
 }
 
 // Node returns a node that was started, nil if there is none of that name.
@@ -78,16 +84,26 @@ func (f *Fleet) Node(name string) *Node {
 	return f.nodes[name]
 }
 
-// JoinVia makes nodes that start from now on join through n. The first node
-// started is the default.
-func (f *Fleet) JoinVia(n *Node) {
+// contacts returns the gossip addresses of up to three nodes that run, without
+// the named one.
+func (f *Fleet) contacts(without string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.join = n.Addrs.Gossip
+	var addrs []string
+	for name, c := range f.up {
+		select {
+		case <-c.exited:
+		default:
+			if name != without && len(addrs) < 3 {
+				addrs = append(addrs, c.addr)
+			}
+		}
+	}
+	return strings.Join(addrs, ",")
 }
 
-// Start runs a node on free ports and waits until it listens. The first one
-// joins nobody; the others join it. A name that ran before starts again on what
+// Start runs a node on free ports and waits until it listens. It joins nodes
+// that run, if there are any. A name that ran before starts again on what
 // its data directory holds, with the same extra arguments if none are given.
 func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (*Node, error) {
 	f.mu.Lock()
@@ -96,7 +112,6 @@ func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (
 		n = &Node{Name: name, Role: role, Data: filepath.Join(f.dir, name), Log: filepath.Join(f.dir, name+".log")}
 		f.nodes[name] = n
 	}
-	join := f.join
 	f.mu.Unlock()
 	if len(extra) > 0 {
 		n.args = extra
@@ -106,7 +121,7 @@ func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (
 	for _, a := range []string{"gossip", "swarm", "peer", "http", "resp"} {
 		args = append(args, "--"+a+"-addr", "127.0.0.1:0")
 	}
-	if join != "" {
+	if join := f.contacts(name); join != "" {
 		args = append(args, "--join", join)
 	}
 	// A process that was killed leaves its addresses behind.
@@ -149,9 +164,7 @@ func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	f.mu.Lock()
-	if f.join == "" {
-		f.join = n.Addrs.Gossip
-	}
+	f.up[name] = contact{n.Addrs.Gossip, n.exited}
 	f.mu.Unlock()
 	return n, nil
 }
