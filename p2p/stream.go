@@ -1,15 +1,17 @@
 package p2p
 
 import (
+	"bufio"
 	"context"
 	"errors"
-	"log/slog"
-	"net/http"
+	"fmt"
+	"io"
+	"net"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -33,68 +35,216 @@ type Head struct {
 	Time time.Time // the writer's clock in that entry; zero if unknown
 }
 
-// ServerOptions configure the peer protocol's server side.
-type ServerOptions struct {
-	// Log is what is streamed. Required.
-	Log *txlog.Log
-	// Snapshot returns the manifest and the metainfo of a snapshot that this
-	// node holds. Required.
-	Snapshot func(chunker.InfoHash) (manifest, metainfo []byte, ok bool)
-	// MaxStreams bounds concurrent log streams. Default 1024.
-	MaxStreams int
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
-}
+const (
+	// silentAfter is how long a stream may bring no whole message …
+	silentAfter = 3 * HeartbeatInterval
+	// … but for an entry of n bytes, which may take n/slowest seconds longer.
+	slowest = 128 << 10
 
-// NewServer returns the handler of the peer protocol. Its streams end when the
-// log or the request ends.
-func NewServer(o ServerOptions) http.Handler { panic("unwritten") }
+	// receiveBatch is about how many bytes of entries are handed on at once,
+	// and readAhead how many such batches wait for Next.
+	receiveBatch = 256 << 10
+	readAhead    = 4
 
-// Client is the client side of the peer protocol.
-type Client struct{}
+	// idleHeads is how many heads in a row, without an entry between them, a
+	// peer may send within silentAfter. A healthy one sends two a second.
+	idleHeads = 1000
+)
 
-// ClientOptions configure a Client. The zero value is ready to use.
-type ClientOptions struct {
-	// Dial connects to other peers. Default: TCP.
-	Dial       DialFunc
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
-}
-
-// NewClient returns a client of the peer protocol.
-func NewClient(o ClientOptions) *Client { panic("unwritten") }
-
-// Stream asks the peer at addr for the entries after pos, forever. A zero
-// dataset accepts any (a node that holds nothing yet); Stream.Dataset then
-// tells which it is.
-func (c *Client) Stream(ctx context.Context, addr string, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
-	panic("unwritten")
-}
-
-// Manifest fetches a snapshot's manifest: at most 64 KiB, unverified.
-func (c *Client) Manifest(ctx context.Context, addr string, h chunker.InfoHash) ([]byte, error) {
-	panic("unwritten")
-}
-
-// Torrent fetches a snapshot's metainfo and checks that it has that infohash.
-func (c *Client) Torrent(ctx context.Context, addr string, h chunker.InfoHash) (*chunker.Torrent, error) {
-	panic("unwritten")
-}
-
-// Close ends idle connections. Streams end with their context.
-func (c *Client) Close() { panic("unwritten") }
+// errStreamClosed is what Next returns after Close.
+var errStreamClosed = fmt.Errorf("log stream: %w", net.ErrClosed)
 
 // Stream is a running log stream. One goroutine may use it.
-type Stream struct{}
+//
+// A goroutine of its own unpacks and verifies ahead of Next, up to readAhead
+// batches.
+type Stream struct {
+	dataset txlog.DatasetID
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	body    io.ReadCloser
+	metrics clientMetrics
+	batches chan batch    // closed at the end, after err was set
+	done    chan struct{} // closed when the goroutine is gone
+	err     error         // why it ended
+	rest    batch         // taken from batches but not returned yet
+	head    Head          // as last returned
+}
+
+// batch is what arrived together. Its head is what the sender said last.
+type batch struct {
+	entries []txlog.Entry
+	head    Head
+}
+
+func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, dataset txlog.DatasetID, after txlog.Pos, c *Client) (*Stream, error) {
+	s := &Stream{
+		dataset: dataset, ctx: ctx, cancel: cancel, body: body, metrics: c.metrics,
+		batches: make(chan batch, readAhead), done: make(chan struct{}),
+	}
+	z, err := zstd.NewReader(&countingReader{body, c.metrics.wireBytes},
+		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
+	if err != nil {
+		cancel(err)
+		body.Close()
+		return nil, err
+	}
+	s.metrics.active.Inc()
+	go func() {
+		defer close(s.done)
+		defer s.metrics.active.Dec()
+		s.err = because(ctx, s.receive(z, after))
+		if !errors.Is(s.err, context.Canceled) && !errors.Is(s.err, errStreamClosed) {
+			s.metrics.broken.Inc()
+			c.log.Debug("log stream broke", "error", s.err)
+		}
+		z.Close()
+		close(s.batches)
+	}()
+	return s, nil
+}
+
+// receive reads, verifies and hands on until something goes wrong, which it
+// returns.
+func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
+	silence := time.AfterFunc(silentAfter, func() {
+		s.cancel(fmt.Errorf("%w: silent for %v", ErrProtocol, silentAfter))
+	})
+	defer silence.Stop()
+	in := messageReader{r: bufio.NewReaderSize(r, 64<<10)}
+	in.expect = func(size int) {
+		if size > in.r.Buffered() {
+			silence.Reset(silentAfter + time.Duration(size)*time.Second/slowest)
+		}
+	}
+	var b batch
+	size, heads := 0, 0
+	known := false // the sender's head was told
+	var since time.Time
+	for {
+		m, err := in.next()
+		if err == io.EOF {
+			return fmt.Errorf("the peer ended the stream: %w", io.ErrUnexpectedEOF)
+		}
+		if err != nil {
+			return err
+		}
+		switch m.kind {
+		case entryMessage:
+			if err := s.check(&m.entry, last); err != nil {
+				return err
+			}
+			last = m.entry.Pos()
+			b.entries = append(b.entries, m.entry)
+			size += len(m.entry.Frame())
+			heads = 0
+			if b.head.Pos.Seq < last.Seq {
+				b.head = Head{Pos: last, Time: m.entry.Time}
+			}
+		case headMessage:
+			if m.head.Pos.Seq < last.Seq || m.head.Pos.Seq == last.Seq && m.head.Pos.Hash != last.Hash {
+				return fmt.Errorf("%w: the peer says that its log ends at %v, and sent %v", ErrProtocol, m.head.Pos, last)
+			}
+			b.head, known = m.head, true
+			if heads == 0 || time.Since(since) >= silentAfter {
+				heads, since = 0, time.Now()
+			}
+			if heads++; heads > idleHeads {
+				return fmt.Errorf("%w: nothing but heads", ErrProtocol)
+			}
+		}
+		if !known {
+			return fmt.Errorf("%w: the stream does not begin with the sender's head", ErrProtocol)
+		}
+		if in.r.Buffered() > 0 && size < receiveBatch {
+			continue
+		}
+		silence.Stop() // a slow receiver is not the sender's fault
+		s.metrics.entries.Add(float64(len(b.entries)))
+		s.metrics.bytes.Add(float64(size))
+		select {
+		case s.batches <- b:
+		case <-s.ctx.Done():
+			return s.ctx.Err()
+		}
+		silence.Reset(silentAfter)
+		b, size = batch{head: b.head}, 0
+	}
+}
+
+// check proves that e follows last. Its own hash was verified by Decode.
+func (s *Stream) check(e *txlog.Entry, last txlog.Pos) error {
+	if e.Seq != last.Seq+1 || e.Prev != last.Hash {
+		return fmt.Errorf("%w: entry %d, which follows %s, was sent after %v", ErrProtocol, e.Seq, e.Prev, last)
+	}
+	if e.Seq == 1 && (e.Ops[0].Kind != txlog.Init || string(e.Ops[0].Value) != string(s.dataset[:])) {
+		return fmt.Errorf("%w: entry 1 does not begin dataset %s", ErrProtocol, s.dataset)
+	}
+	return nil
+}
 
 // Dataset returns the sender's dataset.
-func (s *Stream) Dataset() txlog.DatasetID { panic("unwritten") }
+func (s *Stream) Dataset() txlog.DatasetID { return s.dataset }
 
 // Next returns entries that arrived, verified one by one and linked to those
 // before, about maxBytes at most, and where the sender's log ends. It waits for
 // at least one message; entries may be empty when that was a heartbeat. A
 // silent, garbled or unlinked stream is an error, and the stream is over.
-func (s *Stream) Next(maxBytes int) ([]txlog.Entry, Head, error) { panic("unwritten") }
+func (s *Stream) Next(maxBytes int) ([]txlog.Entry, Head, error) {
+	var entries []txlog.Entry
+	size := 0
+	if len(s.rest.entries) == 0 {
+		b, ok := <-s.batches
+		if !ok {
+			return nil, s.head, s.err
+		}
+		s.rest = b
+	}
+	for {
+		n := 0
+		for n < len(s.rest.entries) && (len(entries)+n == 0 || size+len(s.rest.entries[n].Frame()) <= maxBytes) {
+			size += len(s.rest.entries[n].Frame())
+			n++
+		}
+		s.head = s.rest.head
+		if entries == nil {
+			entries = s.rest.entries[:n:n]
+		} else {
+			entries = append(entries, s.rest.entries[:n]...)
+		}
+		if s.rest.entries = s.rest.entries[n:]; len(s.rest.entries) > 0 {
+			return entries, s.head, nil
+		}
+		select {
+		case b, ok := <-s.batches:
+			if !ok {
+				return entries, s.head, nil // the error is for the next call
+			}
+			s.rest = b
+		default:
+			return entries, s.head, nil
+		}
+	}
+}
 
 // Close ends the stream. It may be called twice, and while Next waits.
-func (s *Stream) Close() error { panic("unwritten") }
+func (s *Stream) Close() error {
+	s.cancel(errStreamClosed)
+	err := s.body.Close()
+	for range s.batches { // nobody wants them; Next may take some
+	}
+	<-s.done
+	return err
+}
+
+// countingReader counts what is read.
+type countingReader struct {
+	r io.Reader
+	n prometheus.Counter
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n.Add(float64(n))
+	return n, err
+}

@@ -1,0 +1,256 @@
+package p2p
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// How long a peer may take.
+const (
+	dialTimeout   = 5 * time.Second
+	headerTimeout = 10 * time.Second
+	// openTimeout bounds the beginning of a stream, an error's body included.
+	openTimeout = 20 * time.Second
+	fileTimeout = 60 * time.Second // for a manifest or a metainfo
+)
+
+// maxHeader bounds the headers of an answer, in bytes.
+const maxHeader = 16 << 10
+
+// errTimeout is the cause of an end that this client chose.
+var errTimeout = errors.New("the peer took too long")
+
+// Client is the client side of the peer protocol. Its methods may be called
+// concurrently.
+type Client struct {
+	http      *http.Client
+	transport *http.Transport
+	log       *slog.Logger
+	metrics   clientMetrics
+}
+
+// ClientOptions configure a Client. The zero value is ready to use.
+type ClientOptions struct {
+	// Dial connects to other peers. Default: TCP.
+	Dial       DialFunc
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// NewClient returns a client of the peer protocol.
+func NewClient(o ClientOptions) *Client {
+	if o.Dial == nil {
+		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", addr)
+		}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	t := &http.Transport{
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errTimeout)
+			defer cancel()
+			return o.Dial(ctx, addr)
+		},
+		DisableCompression:     true,
+		ResponseHeaderTimeout:  headerTimeout,
+		MaxResponseHeaderBytes: maxHeader,
+		MaxIdleConnsPerHost:    2,
+		MaxIdleConns:           64,
+		IdleConnTimeout:        30 * time.Second,
+		ReadBufferSize:         64 << 10,
+	}
+	return &Client{
+		http: &http.Client{
+			Transport: t,
+			CheckRedirect: func(*http.Request, []*http.Request) error {
+				return fmt.Errorf("%w: the peer redirects", ErrProtocol)
+			},
+		},
+		transport: t,
+		log:       o.Logger,
+		metrics:   newClientMetrics(o.Registerer),
+	}
+}
+
+// get sends a request. The caller closes the body.
+func (c *Client) get(ctx context.Context, addr, path string, query url.Values, dataset txlog.DatasetID) (*http.Response, error) {
+	u := url.URL{Scheme: "http", Host: addr, Path: path, RawQuery: query.Encode()}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set(protocolHeader, protocolVersion)
+	if !dataset.IsZero() {
+		req.Header.Set(datasetHeader, dataset.String())
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, because(ctx, err)
+	}
+	if err := accept(resp); err != nil {
+		resp.Body.Close()
+		return nil, because(ctx, err)
+	}
+	return resp, nil
+}
+
+// because returns why a request or a stream ended: the cause of ctx's end, a
+// failure of the network, or else what the peer sent.
+func because(ctx context.Context, err error) error {
+	var network net.Error
+	switch cause := context.Cause(ctx); {
+	case cause != nil:
+		return cause
+	case errors.As(err, &network) && network.Timeout():
+		return fmt.Errorf("%w: %w", errTimeout, err)
+	case isNetwork(err), isAnswer(err):
+		return err
+	default:
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+}
+
+// isNetwork reports whether err is about the connection.
+func isNetwork(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
+}
+
+// isAnswer reports whether err has a type that tells what the peer said.
+func isAnswer(err error) bool {
+	var trimmed *txlog.TrimmedError
+	var diverged *txlog.DivergedError
+	var unavailable *errUnavailable
+	return errors.Is(err, ErrProtocol) || errors.Is(err, ErrNotHeld) || errors.Is(err, ErrOtherDataset) ||
+		errors.As(err, &trimmed) || errors.As(err, &diverged) || errors.As(err, &unavailable)
+}
+
+// Stream asks the peer at addr for the entries after pos, forever. A zero
+// dataset accepts any (a node that holds nothing yet); Stream.Dataset then
+// tells which it is.
+func (c *Client) Stream(ctx context.Context, addr string, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
+	s, err := c.stream(ctx, addr, dataset, after)
+	if err != nil {
+		c.metrics.failed.Inc()
+		return nil, fmt.Errorf("stream the log of %s after entry %d: %w", addr, after.Seq, err)
+	}
+	return s, nil
+}
+
+func (c *Client) stream(ctx context.Context, addr string, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	opening := time.AfterFunc(openTimeout, func() { cancel(errTimeout) })
+	resp, err := c.get(ctx, addr, logPath, url.Values{"after": {after.String()}}, dataset)
+	if err != nil {
+		opening.Stop()
+		cancel(err)
+		return nil, err
+	}
+	fail := func(err error) (*Stream, error) {
+		opening.Stop()
+		cancel(err)
+		resp.Body.Close()
+		return nil, err
+	}
+	got, err := txlog.ParseDatasetID(resp.Header.Get(datasetHeader))
+	switch {
+	case err != nil:
+		return fail(fmt.Errorf("%w: %s: %w", ErrProtocol, datasetHeader, err))
+	case got.IsZero():
+		return fail(fmt.Errorf("%w: the stream is of no dataset", ErrProtocol))
+	case !dataset.IsZero() && got != dataset:
+		return fail(fmt.Errorf("%w: asked for %s, the peer sends %s", ErrOtherDataset, dataset, got))
+	}
+	if !opening.Stop() {
+		return fail(errTimeout)
+	}
+	return newStream(ctx, cancel, resp.Body, got, after, c)
+}
+
+// Manifest fetches a snapshot's manifest: at most 64 KiB, unverified.
+func (c *Client) Manifest(ctx context.Context, addr string, h chunker.InfoHash) ([]byte, error) {
+	b, err := c.file(ctx, addr, snapshotPath+h.String()+manifestLeaf, maxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("fetch the manifest of snapshot %s from %s: %w", h, addr, err)
+	}
+	return b, nil
+}
+
+// Torrent fetches a snapshot's metainfo and checks that it has that infohash.
+func (c *Client) Torrent(ctx context.Context, addr string, h chunker.InfoHash) (*chunker.Torrent, error) {
+	t, err := c.torrent(ctx, addr, h)
+	if err != nil {
+		return nil, fmt.Errorf("fetch the torrent of snapshot %s from %s: %w", h, addr, err)
+	}
+	return t, nil
+}
+
+func (c *Client) torrent(ctx context.Context, addr string, h chunker.InfoHash) (*chunker.Torrent, error) {
+	b, err := c.file(ctx, addr, snapshotPath+h.String()+torrentLeaf, maxMetainfo)
+	if err != nil {
+		return nil, err
+	}
+	t, err := chunker.Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+	}
+	if got := t.InfoHash(); got != h {
+		return nil, fmt.Errorf("%w: the peer sent the torrent %s", ErrProtocol, got)
+	}
+	return t, nil
+}
+
+// file fetches a small file.
+func (c *Client) file(ctx context.Context, addr, path string, limit int64) ([]byte, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, fileTimeout, errTimeout)
+	defer cancel()
+	resp, err := c.get(ctx, addr, path, nil, txlog.DatasetID{})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := readLimited(resp.Body, limit)
+	if err != nil {
+		return nil, because(ctx, err)
+	}
+	return b, nil
+}
+
+// Close ends idle connections. Streams end with their context.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+type clientMetrics struct {
+	active                    prometheus.Gauge
+	failed, broken            prometheus.Counter
+	entries, bytes, wireBytes prometheus.Counter
+}
+
+func newClientMetrics(reg prometheus.Registerer) clientMetrics {
+	counter := func(name, help string) prometheus.Counter {
+		return register(reg, prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help}))
+	}
+	return clientMetrics{
+		active: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "qs_p2p_stream_followed", Help: "Log streams of peers that are being read now."})),
+		failed:    counter("qs_p2p_stream_open_failures_total", "Attempts to open a peer's log stream that failed."),
+		broken:    counter("qs_p2p_stream_broken_total", "Log streams of peers that broke: the connection, silence, or what was sent."),
+		entries:   counter("qs_p2p_stream_received_entries_total", "Entries received from peers and verified."),
+		bytes:     counter("qs_p2p_stream_received_bytes_total", "Bytes of entries received from peers, after decompression."),
+		wireBytes: counter("qs_p2p_stream_received_wire_bytes_total", "Bytes of log streams received from peers, before decompression."),
+	}
+}

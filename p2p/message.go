@@ -1,0 +1,137 @@
+package p2p
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// Message types of a log stream.
+const (
+	entryMessage = 'E'
+	headMessage  = 'H'
+)
+
+const (
+	frameHeader = 4          // an entry frame's length field
+	headSize    = 8 + 32 + 8 // a head message without its type
+	arenaSize   = 64 << 10
+	growStep    = 1 << 20
+)
+
+// appendHead appends a head message.
+func appendHead(b []byte, h Head) []byte {
+	b = append(b, headMessage)
+	b = binary.LittleEndian.AppendUint64(b, h.Pos.Seq)
+	b = append(b, h.Pos.Hash[:]...)
+	var t int64
+	if !h.Time.IsZero() {
+		t = h.Time.UnixNano()
+	}
+	return binary.LittleEndian.AppendUint64(b, uint64(t))
+}
+
+// messageReader reads the messages of an unpacked log stream. It trusts no
+// length: memory grows with what arrives.
+type messageReader struct {
+	r     *bufio.Reader
+	arena []byte // small frames are cut from it: they live and die together
+	// expect, if not nil, is called with the size of an entry that begins.
+	expect func(size int)
+}
+
+// message is an entry or a head.
+type message struct {
+	kind  byte
+	entry txlog.Entry // entryMessage: decoded and its hash verified
+	head  Head        // headMessage
+}
+
+// next returns the next message. Errors about what was sent wrap ErrProtocol;
+// the end of the stream is io.EOF between messages and io.ErrUnexpectedEOF
+// within one.
+func (m *messageReader) next() (message, error) {
+	kind, err := m.r.ReadByte()
+	if err != nil {
+		return message{}, err
+	}
+	switch kind {
+	case entryMessage:
+		frame, err := m.frame()
+		if err != nil {
+			return message{}, err
+		}
+		e, err := txlog.Decode(frame)
+		if err != nil {
+			return message{}, fmt.Errorf("%w: entry: %w", ErrProtocol, err)
+		}
+		return message{kind: kind, entry: e}, nil
+	case headMessage:
+		var b [headSize]byte
+		if _, err := io.ReadFull(m.r, b[:]); err != nil {
+			return message{}, within(err)
+		}
+		var h Head
+		h.Pos.Seq = binary.LittleEndian.Uint64(b[:])
+		copy(h.Pos.Hash[:], b[8:])
+		if t := int64(binary.LittleEndian.Uint64(b[40:])); t != 0 {
+			h.Time = time.Unix(0, t)
+		}
+		return message{kind: kind, head: h}, nil
+	default:
+		return message{}, fmt.Errorf("%w: unknown message type %#x", ErrProtocol, kind)
+	}
+}
+
+// frame reads one entry frame.
+func (m *messageReader) frame() ([]byte, error) {
+	length, err := m.r.Peek(frameHeader)
+	if err != nil {
+		return nil, within(err)
+	}
+	n := int64(binary.LittleEndian.Uint32(length)) + frameHeader
+	if n > txlog.MaxEntry {
+		return nil, fmt.Errorf("%w: an entry of %d bytes; at most %d are allowed", ErrProtocol, n, txlog.MaxEntry)
+	}
+	size := int(n)
+	if m.expect != nil {
+		m.expect(size)
+	}
+	if size <= arenaSize/4 {
+		if len(m.arena) < size {
+			m.arena = make([]byte, arenaSize)
+		}
+		frame := m.arena[:size:size]
+		if _, err := io.ReadFull(m.r, frame); err != nil {
+			return nil, within(err)
+		}
+		m.arena = m.arena[size:]
+		return frame, nil
+	}
+	frame := make([]byte, 0, min(size, growStep))
+	for len(frame) < size {
+		if len(frame) == cap(frame) {
+			grown := make([]byte, len(frame), min(size, 2*cap(frame)))
+			copy(grown, frame)
+			frame = grown
+		}
+		k, err := io.ReadFull(m.r, frame[len(frame):cap(frame)])
+		frame = frame[:len(frame)+k]
+		if err != nil {
+			return nil, within(err)
+		}
+	}
+	return frame, nil
+}
+
+// within turns the end of the stream into one that came too early.
+func within(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,0 +1,256 @@
+package p2p
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+const (
+	defaultMaxStreams = 1024
+	retryAfter        = 2 * time.Second
+
+	// sendBatch is about how many bytes of entries are taken from the log at once.
+	sendBatch = 256 << 10
+	// window is zstd's: small, because each stream has its own on both sides.
+	window = 256 << 10
+	// flushAfter bounds how long entries wait to be compressed with later ones
+	// while those keep coming. A stream that is level with the log is flushed at
+	// once.
+	flushAfter = 5 * time.Millisecond
+	// stuckAfter is how long a client may refuse to take bytes.
+	stuckAfter = 30 * time.Second
+)
+
+// ServerOptions configure the peer protocol's server side.
+type ServerOptions struct {
+	// Log is what is streamed. Required.
+	Log *txlog.Log
+	// Snapshot returns the manifest and the metainfo of a snapshot that this
+	// node holds. Required.
+	Snapshot func(chunker.InfoHash) (manifest, metainfo []byte, ok bool)
+	// MaxStreams bounds concurrent log streams. Default 1024.
+	MaxStreams int
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// NewServer returns the handler of the peer protocol. Its streams end when the
+// log or the request ends.
+func NewServer(o ServerOptions) http.Handler {
+	if o.MaxStreams <= 0 {
+		o.MaxStreams = defaultMaxStreams
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &server{o: o, slots: make(chan struct{}, o.MaxStreams), metrics: newServerMetrics(o.Registerer)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+logPath, s.log)
+	mux.HandleFunc("GET "+snapshotPath+"{infohash}"+manifestLeaf, s.snapshot(func(manifest, _ []byte) []byte { return manifest }))
+	mux.HandleFunc("GET "+snapshotPath+"{infohash}"+torrentLeaf, s.snapshot(func(_, metainfo []byte) []byte { return metainfo }))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(protocolHeader, protocolVersion)
+		if got := r.Header.Get(protocolHeader); got != protocolVersion {
+			refuse(w, fmt.Errorf("%w: the request has %s %q; this node speaks %q", ErrProtocol, protocolHeader, got, protocolVersion))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+type server struct {
+	o       ServerOptions
+	slots   chan struct{} // one token per log stream
+	metrics serverMetrics
+}
+
+// snapshot serves one of the two files of a snapshot.
+func (s *server) snapshot(pick func(manifest, metainfo []byte) []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		h, err := chunker.ParseInfoHash(r.PathValue("infohash"))
+		if err != nil {
+			refuse(w, fmt.Errorf("%w: %w", ErrProtocol, err))
+			return
+		}
+		manifest, metainfo, ok := s.o.Snapshot(h)
+		if !ok {
+			refuse(w, fmt.Errorf("%w: %s", ErrNotHeld, h))
+			return
+		}
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Write(pick(manifest, metainfo))
+	}
+}
+
+// log serves a log stream.
+func (s *server) log(w http.ResponseWriter, r *http.Request) {
+	reader, err := s.open(r)
+	if err != nil {
+		s.metrics.refused.Inc()
+		s.o.Logger.Debug("log stream refused", "peer", r.RemoteAddr, "error", err)
+		refuse(w, err)
+		return
+	}
+	defer reader.Close()
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		s.metrics.refused.Inc()
+		refuse(w, &errUnavailable{fmt.Sprintf("%d log streams are open already: ask another peer or try again later", cap(s.slots)), retryAfter})
+		return
+	}
+	s.metrics.active.Inc()
+	defer s.metrics.active.Dec()
+	w.Header().Set(datasetHeader, s.o.Log.Dataset().String())
+	w.Header().Set("Content-Type", "application/zstd")
+	err = s.stream(r.Context(), w, reader)
+	s.o.Logger.Debug("log stream ended", "peer", r.RemoteAddr, "error", err)
+}
+
+// open checks a request for a log stream and opens the log for it.
+func (s *server) open(r *http.Request) (*txlog.Reader, error) {
+	after, err := txlog.ParsePos(r.URL.Query().Get("after"))
+	if err != nil {
+		return nil, fmt.Errorf("%w: after: %w", ErrProtocol, err)
+	}
+	have := s.o.Log.Dataset()
+	if have.IsZero() {
+		return nil, &errUnavailable{"this peer holds no dataset yet", retryAfter}
+	}
+	if text := r.Header.Get(datasetHeader); text != "" {
+		want, err := txlog.ParseDatasetID(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+		}
+		if want != have {
+			return nil, fmt.Errorf("%w: asked for %s, this peer holds %s", ErrOtherDataset, want, have)
+		}
+	}
+	return s.o.Log.Reader(after)
+}
+
+// stream sends what reader returns until ctx ends or something fails. It
+// flushes when there is nothing more to send.
+func (s *server) stream(ctx context.Context, w http.ResponseWriter, reader *txlog.Reader) error {
+	out := &patientWriter{w: w, rc: http.NewResponseController(w), sent: s.metrics.wireBytes}
+	z, err := zstd.NewWriter(out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(window),
+		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	flush := func() error {
+		if err := z.Flush(); err != nil {
+			return err
+		}
+		return out.flush()
+	}
+	head := Head{Pos: s.o.Log.Head(), Time: s.o.Log.HeadTime()}
+	buf := make([]byte, 0, 1+headSize)
+	level := true // the peer was sent all there is: tell it the head
+	flushed := time.Now()
+	for {
+		if level {
+			if _, err := z.Write(appendHead(buf[:0], head)); err != nil {
+				return err
+			}
+		}
+		if level || time.Since(flushed) >= flushAfter {
+			if err := flush(); err != nil {
+				return err
+			}
+			flushed = time.Now()
+		}
+		entries, err := nextWithin(ctx, reader, HeartbeatInterval/2)
+		if errors.Is(err, errIdle) {
+			head = Head{Pos: s.o.Log.Head(), Time: s.o.Log.HeadTime()}
+			level = true
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		size := 0
+		for i := range entries {
+			frame := entries[i].Frame()
+			size += len(frame)
+			if _, err := z.Write(entryPrefix); err != nil {
+				return err
+			}
+			if _, err := z.Write(frame); err != nil {
+				return err
+			}
+		}
+		s.metrics.entries.Add(float64(len(entries)))
+		s.metrics.bytes.Add(float64(size))
+		last := &entries[len(entries)-1]
+		if level = last.Seq >= s.o.Log.Head().Seq; level {
+			head = Head{Pos: last.Pos(), Time: last.Time}
+		}
+	}
+}
+
+var entryPrefix = []byte{entryMessage}
+
+var errIdle = errors.New("nothing new in the log")
+
+// nextWithin is reader.Next that waits for d at most, and then returns errIdle.
+func nextWithin(ctx context.Context, reader *txlog.Reader, d time.Duration) ([]txlog.Entry, error) {
+	short, cancel := context.WithTimeoutCause(ctx, d, errIdle)
+	defer cancel()
+	entries, err := reader.Next(short, sendBatch)
+	if err != nil && ctx.Err() == nil && short.Err() != nil && errors.Is(err, short.Err()) {
+		return nil, errIdle
+	}
+	return entries, err
+}
+
+// patientWriter writes to a client that may be slow but not stuck.
+type patientWriter struct {
+	w    io.Writer
+	rc   *http.ResponseController
+	sent prometheus.Counter
+}
+
+func (p *patientWriter) Write(b []byte) (int, error) {
+	if err := p.rc.SetWriteDeadline(time.Now().Add(stuckAfter)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return 0, err
+	}
+	n, err := p.w.Write(b)
+	p.sent.Add(float64(n))
+	return n, err
+}
+
+func (p *patientWriter) flush() error { return p.rc.Flush() }
+
+type serverMetrics struct {
+	active                    prometheus.Gauge
+	refused                   prometheus.Counter
+	entries, bytes, wireBytes prometheus.Counter
+}
+
+func newServerMetrics(reg prometheus.Registerer) serverMetrics {
+	counter := func(name, help string) prometheus.Counter {
+		return register(reg, prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help}))
+	}
+	return serverMetrics{
+		active: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "qs_p2p_stream_served", Help: "Log streams that are being served to peers now."})),
+		refused:   counter("qs_p2p_stream_refused_total", "Requests for a log stream that were refused."),
+		entries:   counter("qs_p2p_stream_sent_entries_total", "Entries sent to peers."),
+		bytes:     counter("qs_p2p_stream_sent_bytes_total", "Bytes of entries sent to peers, before compression."),
+		wireBytes: counter("qs_p2p_stream_sent_wire_bytes_total", "Bytes of log streams sent to peers, after compression."),
+	}
+}
