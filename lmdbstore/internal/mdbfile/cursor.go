@@ -1,5 +1,13 @@
 package mdbfile
 
+import (
+	"bytes"
+	"fmt"
+)
+
+// readAhead bounds how many leaf pages are read at once.
+const readAhead = 64
+
 // Cursor steps through the pairs of a database in key order. Use it like a
 // bufio.Scanner:
 //
@@ -12,21 +20,189 @@ package mdbfile
 // It checks what it reads as it goes (bounds, order, and at the end the count):
 // damage is an error that wraps ErrDamaged. It is not safe for concurrent use.
 type Cursor struct {
+	f       *File
+	db      string
+	entries uint64 // as recorded
+	seen    uint64
+
+	branches []branchPos // root first
+	run      []byte      // leaf pages read at once,
+	runPage  uint64      // the first of them,
+	runLen   uint64      // and how many
+	leaf     page
+	next     int    // node of leaf
+	prev     []byte // last key of the leaf before
+
+	pair leaf
+	big  []byte // the latest value from overflow pages, after its page header
+	err  error
+}
+
+// branchPos is a branch page on the way to the current leaf.
+type branchPos struct {
+	page
+	next int // child
+	buf  []byte
+}
+
+// newCursor returns a cursor over the tree at r, which was checked.
+func newCursor(f *File, db string, r record) (*Cursor, error) {
+	c := &Cursor{f: f, db: db, entries: r.Entries}
+	if r.depth == 0 {
+		return c, nil
+	}
+	c.run = make([]byte, f.pageSize*min(readAhead, int(min(readAhead, f.pages))))
+	c.branches = make([]branchPos, r.depth-1)
+	for i := range c.branches {
+		c.branches[i].buf = make([]byte, f.pageSize)
+	}
+	var err error
+	if r.depth > 1 {
+		err = c.descend(0, r.root)
+	} else {
+		err = c.readLeaves(r.root, 1)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("database %q: %w", db, err)
+	}
+	return c, nil
 }
 
 // Next steps to the next pair. It returns false at the end and after an error.
-func (c *Cursor) Next() bool { panic("unwritten") }
+func (c *Cursor) Next() bool {
+	for c.next == c.leaf.n {
+		if !c.nextLeaf() {
+			return false
+		}
+	}
+	l, err := c.leaf.leaf(c.next)
+	if err != nil {
+		return c.fail(err)
+	}
+	last := c.pair.key
+	if c.next == 0 {
+		last = c.prev
+	}
+	if bytes.Compare(last, l.key) >= 0 {
+		return c.fail(damaged(c.leaf.pgno, "node %d is out of order", c.next))
+	}
+	if l.flags == nodeSub {
+		return c.fail(damaged(c.leaf.pgno, "node %d holds a database", c.next))
+	}
+	c.pair = l
+	c.next++
+	c.seen++
+	return true
+}
 
 // Key returns the pair's key, which is valid until the next call of Next.
-func (c *Cursor) Key() []byte { panic("unwritten") }
+func (c *Cursor) Key() []byte { return c.pair.key }
 
 // ValueLen returns the length of the pair's value, and reads nothing.
-func (c *Cursor) ValueLen() int { panic("unwritten") }
+func (c *Cursor) ValueLen() int { return c.pair.valueLen }
 
 // Value returns the pair's value, which is valid until the next call of Next.
 // A value in overflow pages is read here, not before. An error also ends the
 // iteration and is what Err returns.
-func (c *Cursor) Value() ([]byte, error) { panic("unwritten") }
+func (c *Cursor) Value() ([]byte, error) {
+	if c.pair.flags == 0 {
+		return c.pair.data, nil
+	}
+	run, err := c.f.readOverflow(c.big, le.Uint64(c.pair.data), c.pair.valueLen)
+	if err != nil {
+		c.fail(err)
+		return nil, c.err
+	}
+	c.big = run
+	return run[headerSize:], nil
+}
 
 // Err returns the error that ended the iteration, or nil.
-func (c *Cursor) Err() error { panic("unwritten") }
+func (c *Cursor) Err() error { return c.err }
+
+// nextLeaf moves to the next leaf. It ends: each leaf must begin above where
+// the last one ended, so none is visited twice.
+func (c *Cursor) nextLeaf() bool {
+	if c.err != nil {
+		return false
+	}
+	c.prev = append(c.prev[:0], c.pair.key...)
+	level := len(c.branches) - 1
+	for level >= 0 && c.branches[level].next == c.branches[level].n {
+		level--
+	}
+	if level < 0 {
+		if c.seen != c.entries {
+			return c.fail(fmt.Errorf("%d pairs, the record says %d: %w", c.seen, c.entries, ErrDamaged))
+		}
+		return false
+	}
+	if err := c.step(level); err != nil {
+		return c.fail(err)
+	}
+	return true
+}
+
+// step goes to the next child of the branch page at level, and from there down
+// to the first leaf.
+func (c *Cursor) step(level int) error {
+	b := &c.branches[level]
+	pgno, _, err := b.child(b.next)
+	if err != nil {
+		return err
+	}
+	first := b.next
+	b.next++
+	if level+1 < len(c.branches) {
+		return c.descend(level+1, pgno)
+	}
+	if pgno-c.runPage < c.runLen {
+		return c.setLeaf(pgno)
+	}
+	// Neighbours in key order that are neighbours in the file are read at once.
+	n := uint64(1)
+	for max := uint64(len(c.run) / c.f.pageSize); n < max && first+int(n) < b.n; n++ {
+		if next, _, err := b.child(first + int(n)); err != nil || next != pgno+n {
+			break
+		}
+	}
+	return c.readLeaves(pgno, n)
+}
+
+// descend reads the branch page pgno, which is at level, and goes down from its
+// first child.
+func (c *Cursor) descend(level int, pgno uint64) error {
+	b := &c.branches[level]
+	p, err := c.f.readPage(b.buf, pgno, flagBranch)
+	if err != nil {
+		return err
+	}
+	b.page, b.next = p, 0
+	return c.step(level)
+}
+
+// readLeaves reads n leaf pages from pgno on and makes the first the current one.
+func (c *Cursor) readLeaves(pgno, n uint64) error {
+	c.runLen = 0
+	if err := c.f.readPages(c.run[:int(n)*c.f.pageSize], pgno); err != nil {
+		return err
+	}
+	c.runPage, c.runLen = pgno, n
+	return c.setLeaf(pgno)
+}
+
+// setLeaf makes a page of the run the current leaf.
+func (c *Cursor) setLeaf(pgno uint64) error {
+	at := int(pgno-c.runPage) * c.f.pageSize
+	p, err := parsePage(c.run[at:at+c.f.pageSize:at+c.f.pageSize], pgno, flagLeaf)
+	c.leaf, c.next = p, 0
+	return err
+}
+
+func (c *Cursor) fail(err error) bool {
+	if c.err == nil {
+		c.err = fmt.Errorf("database %q: %w", c.db, err)
+	}
+	c.leaf, c.next, c.pair = page{}, 0, leaf{}
+	return false
+}
