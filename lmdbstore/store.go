@@ -3,12 +3,18 @@ package lmdbstore
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
+	"io/fs"
 	"log/slog"
-	"time"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/qs-peer/qs-peer/internal/durable"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -24,6 +30,9 @@ var (
 	// ErrDamaged is wrapped by errors about a file that is not a sound
 	// environment; such a file was not mapped.
 	ErrDamaged = errors.New("file is damaged")
+	// ErrInUse means that another Store, in this process or another, owns the
+	// directory.
+	ErrInUse = errors.New("store is in use by another process")
 )
 
 // Options configure a store. The zero value is ready to use.
@@ -39,144 +48,276 @@ type Options struct {
 	Registerer prometheus.Registerer
 }
 
-// State is where an environment stands.
-type State struct {
-	Dataset txlog.DatasetID // zero while nothing was applied
-	Pos     txlog.Pos
-	Time    time.Time // the writer's clock in the entry at Pos
+func (o Options) validate() (Options, error) {
+	if o.MapSize == 0 {
+		o.MapSize = 64 << 30
+	}
+	if o.MaxReaders == 0 {
+		o.MaxReaders = 512
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.MapSize < minMapBytes {
+		return o, fmt.Errorf("map size is %d bytes; allowed are %d and more", o.MapSize, minMapBytes)
+	}
+	if o.MaxReaders < 1 || o.MaxReaders > 1<<16 {
+		return o, fmt.Errorf("max readers is %d; allowed are 1 to %d", o.MaxReaders, 1<<16)
+	}
+	return o, nil
 }
 
 // Store is the owner of a store directory: the current generation, and at most
 // one that is being prepared. One process at a time may own a directory.
 // Its methods may be called concurrently.
-type Store struct{}
+type Store struct {
+	dir     string
+	options Options
+	lock    *os.File // flock on the directory
+	metrics *metrics
+	stale   atomic.Int64 // reader slots of dead processes that were cleared
+	current atomic.Pointer[generation]
+
+	switching sync.RWMutex // writes hold it shared: none may reach a generation that was replaced
+
+	mu        sync.Mutex // guards the rest
+	closed    bool
+	preparing *Generation
+	newest    uint64 // number of the youngest generation made
+
+	stop    context.CancelFunc // ends installs and mints
+	stopped context.Context
+	work    sync.WaitGroup // installs, mints, and the removal of old generations
+}
 
 // Open opens the store in dir, creating it if need be, and removes generations
-// that a crash left over.
-func Open(dir string, o Options) (*Store, error) { panic("unwritten") }
+// that a crash left over. A directory that holds generations of which none, or
+// a damaged one, is current is ErrDamaged: it is never replaced by an empty one.
+func Open(dir string, o Options) (*Store, error) {
+	o, err := o.validate()
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := durable.MkdirAll(durable.OS, dir, 0o755); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	s := &Store{dir: dir, options: o}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	if s.lock, err = lockDir(dir, syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := s.open(); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", dir, err), s.lock.Close())
+	}
+	return s, nil
+}
+
+// lockDir takes the lock of a store directory, which ends with the process.
+func lockDir(dir string, how int) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); err != nil {
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = ErrInUse
+		}
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
+	}
+	return f, nil
+}
+
+func (s *Store) open() (err error) {
+	create := false
+	s.newest, err = readCurrent(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		create, s.newest, err = true, 1, s.checkUnused()
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(s.dir, currentFile+".tmp")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if create {
+		if err := leftovers(s.dir, 0, s.options.Logger); err != nil {
+			return err
+		}
+	}
+	g, err := s.openGeneration(s.newest, create)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.env.close())
+		}
+	}()
+	if create {
+		err = writeCurrent(s.dir, g.number)
+	} else {
+		err = leftovers(s.dir, g.number, s.options.Logger)
+	}
+	if err != nil {
+		return err
+	}
+	s.current.Store(g)
+	s.metrics, err = newMetrics(s, s.options.Registerer)
+	return err
+}
+
+// checkUnused makes sure that a directory without CURRENT holds no data.
+func (s *Store) checkUnused() error {
+	numbers, err := generations(s.dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range numbers {
+		if dir := filepath.Join(s.dir, nameOf(n)); !neverUsed(dir) {
+			return fmt.Errorf("%w: %s is missing but %s holds data; write its name and a newline to %s to use it, or move it away",
+				ErrDamaged, currentFile, dir, currentFile)
+		}
+	}
+	return nil
+}
+
+// with calls fn with the current generation, again if it was replaced and closed
+// before fn got hold of it.
+func (s *Store) with(fn func(*generation) error) error {
+	for {
+		g := s.current.Load()
+		err := fn(g)
+		if !errors.Is(err, errEnvClosed) {
+			return err
+		}
+		if s.current.Load() == g {
+			return ErrClosed
+		}
+	}
+}
 
 // State returns the current generation's state.
-func (s *Store) State() State { panic("unwritten") }
+func (s *Store) State() State { return *s.current.Load().state.Load() }
 
 // Apply applies entries, in order, and the position they lead to, in one
 // transaction, and returns once it is on stable storage. The first entry must
-// link to the applied position: otherwise nothing is applied and the error is a
-// *txlog.DivergedError. Entries at or before the applied position are an error
-// too.
-func (s *Store) Apply(entries []txlog.Entry) error { panic("unwritten") }
+// link to the applied position, and each to the one before: otherwise nothing
+// is applied and the error is a *txlog.DivergedError. Entries at or before the
+// applied position are an error too. More than 8,192 operations or 32 MiB are
+// applied in several transactions, between entries; if one of them fails those
+// before it stay, and State says how far it came.
+func (s *Store) Apply(entries []txlog.Entry) error {
+	s.switching.RLock()
+	defer s.switching.RUnlock()
+	return closedAs(s.current.Load().apply(entries, s.metrics))
+}
+
+// closedAs says ErrClosed where an environment was closed with its store.
+func closedAs(err error) error {
+	if errors.Is(err, errEnvClosed) {
+		return ErrClosed
+	}
+	return err
+}
 
 // View runs fn in a read transaction of the current generation. Keep it short:
-// a long reader makes the file grow.
-func (s *Store) View(fn func(*Tx) error) error { panic("unwritten") }
-
-// Get appends key's value to dst. ok is false when there is no such key.
-func (s *Store) Get(dst, key []byte) (value []byte, ok bool, err error) { panic("unwritten") }
-
-// SnapshotInfo says what a minted file is.
-type SnapshotInfo struct {
-	State
-	Pairs  uint64 // of the user
-	Size   int64  // bytes
-	Format int
+// a long reader makes the file grow. fn must not call the store's methods, which
+// may have to wait for it to end.
+func (s *Store) View(fn func(*Tx) error) error {
+	return s.with(func(g *generation) error { return g.env.view(fn) })
 }
 
-// Mint writes a canonical snapshot of the current generation. It calls begin
-// once the result has been measured, and then writes exactly Size bytes, front
-// to back, to the writer that begin returns. If the environment had to be
-// remapped meanwhile begin is called again and the writing starts over.
-// Writes to the store go on. Damage that it comes across is ErrDamaged.
-func (s *Store) Mint(ctx context.Context, begin func(SnapshotInfo) (io.Writer, error)) (SnapshotInfo, error) {
-	panic("unwritten")
+// Get appends key's value to dst. ok is false when there is no such key, or
+// none of that length can be.
+func (s *Store) Get(dst, key []byte) (value []byte, ok bool, err error) {
+	err = s.with(func(g *generation) (err error) {
+		value, ok, err = g.env.get(dst, key)
+		return err
+	})
+	return value, ok, err
 }
 
-// Install makes a new generation from a snapshot file that has been verified.
-// It copies the file (by reflink where the file system can), fsyncs, opens the
-// copy, and checks its dataset, position and format. The file itself is left
-// alone. The generation takes Apply, and replaces the current one at Activate.
-// progress, if not nil, is called with the bytes copied so far.
-func (s *Store) Install(ctx context.Context, file string, progress func(done int64)) (*Generation, error) {
-	panic("unwritten")
+// until returns a context that ends with ctx or when the store closes.
+func (s *Store) until(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.stopped, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// prepare takes the place for a generation that is being prepared, and a number
+// for it.
+func (s *Store) prepare(g *Generation) (number uint64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return 0, ErrClosed
+	}
+	if s.preparing != nil {
+		return 0, errors.New("another generation is being prepared; activate or discard it first")
+	}
+	s.preparing = g
+	s.newest++
+	s.work.Add(1)
+	return s.newest, nil
+}
+
+// prepared gives the place back.
+func (s *Store) prepared(g *Generation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.preparing == g {
+		s.preparing = nil
+	}
+}
+
+// activate makes gen current and retires what was.
+func (s *Store) activate(gen *generation) (done bool, err error) {
+	s.switching.Lock()
+	defer s.switching.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false, ErrClosed
+	}
+	err = writeCurrent(s.dir, gen.number)
+	if err != nil {
+		err = fmt.Errorf("activate generation %d: %w", gen.number, err)
+		if named, readErr := readCurrent(s.dir); readErr != nil || named != gen.number {
+			return false, err
+		}
+		// The name changed, but may not survive a power cut: both must stay.
+	}
+	old := s.current.Swap(gen)
+	s.preparing = nil
+	s.options.Logger.Info("switched generation", "from", old.number, "to", gen.number,
+		"from_pos", old.state.Load().Pos, "to_pos", gen.state.Load().Pos)
+	keep := err != nil
+	s.work.Go(func() {
+		if err := old.retire(keep); err != nil {
+			s.options.Logger.Error("cannot remove the old generation; the next start will", "generation", old.number, "err", err)
+		}
+	})
+	return true, err
 }
 
 // Close waits for reads and mints to end and closes the store. It may be
 // called twice.
-func (s *Store) Close() error { panic("unwritten") }
-
-// Generation is a prepared environment that is not current yet.
-type Generation struct{}
-
-// State returns the generation's state.
-func (g *Generation) State() State { panic("unwritten") }
-
-// Apply is Store.Apply on this generation.
-func (g *Generation) Apply(entries []txlog.Entry) error { panic("unwritten") }
-
-// Activate makes the generation current, durably and atomically. Readers of the
-// old one finish; then it is closed and removed.
-func (g *Generation) Activate() error { panic("unwritten") }
-
-// Discard removes the generation. After Activate it does nothing.
-func (g *Generation) Discard() error { panic("unwritten") }
-
-// Tx is a read transaction. It sees one state, whatever is applied meanwhile.
-// One goroutine may use it at a time; it ends when View's fn returns.
-type Tx struct{}
-
-// State returns the state that the transaction sees.
-func (t *Tx) State() (State, error) { panic("unwritten") }
-
-// Pairs returns the number of the user's pairs.
-func (t *Tx) Pairs() (uint64, error) { panic("unwritten") }
-
-// Get returns key's value, which points into the map: it is valid until the
-// transaction ends and must not be written to.
-func (t *Tx) Get(key []byte) (value []byte, ok bool, err error) { panic("unwritten") }
-
-// Range selects pairs by key. The zero value selects all, ascending.
-type Range struct {
-	Prefix  []byte // only keys that begin so
-	Start   []byte // only keys ≥ Start
-	End     []byte // only keys < End; nil: no bound
-	Reverse bool   // descending
-	Limit   int    // at most so many pairs; 0: no limit
+func (s *Store) Close() error {
+	s.mu.Lock()
+	preparing := s.preparing
+	first := !s.closed
+	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.work.Wait()
+	if !first {
+		return nil
+	}
+	var err error
+	if preparing != nil {
+		err = preparing.Discard()
+	}
+	err = errors.Join(err, s.current.Load().env.close())
+	s.metrics.unregister()
+	return errors.Join(err, s.lock.Close())
 }
-
-// Scan calls fn with the pairs of r in order, until fn returns an error, which
-// it returns (ErrStop: nil). Key and value are valid during the call only.
-func (t *Tx) Scan(r Range, fn func(key, value []byte) error) error { panic("unwritten") }
-
-// ErrStop ends a Scan early without an error.
-var ErrStop = errors.New("stop")
-
-// Reader reads a store that another process owns, and follows its switches.
-// Its methods may be called concurrently.
-type Reader struct{}
-
-// OpenReader opens the store in dir for reading. It needs write permission on
-// the lock file, as every LMDB reader does.
-func OpenReader(dir string) (*Reader, error) { panic("unwritten") }
-
-// View runs fn in a read transaction of the generation that is current.
-func (r *Reader) View(fn func(*Tx) error) error { panic("unwritten") }
-
-// Get appends key's value to dst.
-func (r *Reader) Get(dst, key []byte) (value []byte, ok bool, err error) { panic("unwritten") }
-
-// Close releases the reader. It may be called twice.
-func (r *Reader) Close() error { panic("unwritten") }
-
-// CheckReport is what Check and CheckFile found.
-type CheckReport struct {
-	SnapshotInfo
-	Pages     uint64 // in the file
-	FreePages uint64 // listed as reusable
-}
-
-// Check verifies the structure of the current generation of the store in dir,
-// which no process has open: every page reachable once, in bounds, in key
-// order, counts as recorded. The file is read, never mapped, so damage is an
-// error (ErrDamaged) and not a crash.
-func Check(ctx context.Context, dir string) (CheckReport, error) { panic("unwritten") }
-
-// CheckFile is Check of one environment file, such as a snapshot.
-func CheckFile(ctx context.Context, file string) (CheckReport, error) { panic("unwritten") }
