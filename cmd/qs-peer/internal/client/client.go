@@ -1,0 +1,211 @@
+// Package client speaks a node's HTTP interface (see internal/peer) on behalf of
+// the commands, and turns what can go wrong into sentences that say what to do.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// maxErrorBody bounds how much of an error's body is read, in bytes.
+const maxErrorBody = 64 << 10
+
+// Client talks to one node. Its methods may be called concurrently.
+type Client struct {
+	base    url.URL
+	silence time.Duration
+	http    *http.Client
+}
+
+// New returns a client of the node at addr, which is host:port or an http URL
+// without a path. silence is the longest wait for an answer, or for more of it;
+// 0 waits for ever.
+func New(addr string, silence time.Duration) (*Client, error) {
+	text := addr
+	if !strings.Contains(text, "://") {
+		text = "http://" + text
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("address %q: want HOST:PORT or http://HOST:PORT", addr)
+	case u.Scheme == "https":
+		return nil, fmt.Errorf("address %q: TLS is not available yet; want HOST:PORT or http://HOST:PORT", addr)
+	case u.Scheme != "http" || u.Hostname() == "" || u.Port() == "",
+		u.Path != "" && u.Path != "/", u.RawQuery != "", u.User != nil:
+		return nil, fmt.Errorf("address %q: want HOST:PORT or http://HOST:PORT", addr)
+	}
+	return &Client{
+		base:    url.URL{Scheme: "http", Host: u.Host},
+		silence: silence,
+		http: &http.Client{
+			Transport: &http.Transport{
+				DialContext:        (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+				DisableCompression: true,
+				WriteBufferSize:    64 << 10,
+				ReadBufferSize:     64 << 10,
+			},
+			// The interface redirects nobody; following one would hide a mistake.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}, nil
+}
+
+// Addr returns the node's host:port.
+func (c *Client) Addr() string { return c.base.Host }
+
+// Close drops idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Error is a node's refusal.
+type Error struct {
+	Status  int    // of HTTP
+	Message string // the node's sentence
+	Writer  string // on 421: where writes go, as a URL; empty when unknown
+}
+
+func (e *Error) Error() string {
+	switch {
+	case e.Status != http.StatusMisdirectedRequest:
+		return e.Message
+	case e.Writer == "":
+		return "this node does not take writes, and does not know which manager does"
+	default:
+		return fmt.Sprintf("this node does not take writes; the writer is %s: use --addr %s",
+			e.Writer, strings.TrimPrefix(e.Writer, "http://"))
+	}
+}
+
+// errSilent ends a request whose node said nothing for too long.
+var errSilent = errors.New("silent")
+
+// request is one call of the interface.
+type request struct {
+	method string
+	path   string // percent-encoded
+	query  url.Values
+	body   []byte
+	typ    string // of the body
+}
+
+// do sends r and returns the answer if it is a success. The caller closes its body.
+func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watchdog *time.Timer
+	if c.silence > 0 {
+		watchdog = time.AfterFunc(c.silence, func() { cancel(errSilent) })
+	}
+	release := func() {
+		if watchdog != nil {
+			watchdog.Stop()
+		}
+		cancel(nil)
+	}
+
+	u := c.base
+	u.RawPath = r.path
+	u.Path, _ = url.PathUnescape(r.path)
+	u.RawQuery = r.query.Encode()
+	req, err := http.NewRequestWithContext(ctx, r.method, u.String(), bytes.NewReader(r.body))
+	if err != nil {
+		release()
+		return nil, err
+	}
+	if r.typ != "" {
+		req.Header.Set("Content-Type", r.typ)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		err = c.explain(ctx, err)
+		release()
+		return nil, err
+	}
+	body := &watchedBody{ReadCloser: resp.Body, client: c, ctx: ctx, watchdog: watchdog, release: release}
+	if resp.StatusCode/100 != 2 {
+		defer body.Close()
+		return nil, refusal(resp.StatusCode, body)
+	}
+	resp.Body = body
+	return resp, nil
+}
+
+// refusal decodes the body of an error.
+func refusal(status int, body io.Reader) error {
+	text, _ := io.ReadAll(io.LimitReader(body, maxErrorBody))
+	var e struct{ Error, Writer string }
+	if json.Unmarshal(text, &e) != nil || e.Error == "" {
+		e.Error = fmt.Sprintf("the node answered %d %s", status, http.StatusText(status))
+		if line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n"); line != "" && len(line) < 200 {
+			e.Error += ": " + line
+		}
+	}
+	return &Error{Status: status, Message: e.Error, Writer: e.Writer}
+}
+
+// explain words an error of the connection.
+func (c *Client) explain(ctx context.Context, err error) error {
+	var dns *net.DNSError
+	switch {
+	case errors.Is(context.Cause(ctx), errSilent):
+		return fmt.Errorf("the node at %s said nothing for %v: look at its log, or raise --timeout", c.base.Host, c.silence)
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("nothing listens at %s: is the node running? (its HTTP address is in addrs.json in its data directory; give it with --addr)", c.base.Host)
+	case errors.As(err, &dns):
+		return fmt.Errorf("cannot resolve %s: %s (--addr)", dns.Name, dns.Err)
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) { // drop the method and the URL, which the user did not type
+		err = ue.Err
+	}
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("the node at %s closed the connection without an answer: look at its log", c.base.Host)
+	}
+	return fmt.Errorf("cannot talk to the node at %s: %w", c.base.Host, err)
+}
+
+// watchedBody is a body that must not fall silent.
+type watchedBody struct {
+	io.ReadCloser
+	client   *Client
+	ctx      context.Context
+	watchdog *time.Timer
+	release  func()
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	if b.watchdog != nil {
+		b.watchdog.Reset(b.client.silence)
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.watchdog != nil {
+		b.watchdog.Stop() // the reader may take its time
+	}
+	switch {
+	case err == nil || err == io.EOF:
+		return n, err
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return n, ErrCutOff
+	default:
+		return n, b.client.explain(b.ctx, err)
+	}
+}
+
+func (b *watchedBody) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
+}
+
+// ErrCutOff means that an answer ended before it was complete.
+var ErrCutOff = errors.New("the node cut its answer off")

@@ -1,0 +1,183 @@
+// Package term is how the commands look on a terminal: whether there is one, its
+// colours and bars, aligned tables, and numbers for people.
+package term
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+)
+
+// Is reports whether w is a terminal that understands escape sequences.
+func Is(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
+}
+
+// Size returns the terminal's size, 80 × 24 when w is none or does not tell.
+func Size(w io.Writer) (width, height int) {
+	if f, ok := w.(*os.File); ok {
+		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
+			return width, height
+		}
+	}
+	return 80, 24
+}
+
+// Style is a colour, as an SGR parameter.
+type Style string
+
+const (
+	Plain  Style = ""
+	Bold   Style = "1"
+	Dim    Style = "2"
+	Red    Style = "31"
+	Green  Style = "32"
+	Yellow Style = "33"
+	Blue   Style = "34"
+)
+
+// Colours reports whether w should get colours: a terminal, unless NO_COLOR is
+// set (no-color.org).
+func Colours(w io.Writer) bool { return Is(w) && os.Getenv("NO_COLOR") == "" }
+
+// In returns text in a style.
+func (s Style) In(text string) string {
+	if s == Plain || text == "" {
+		return text
+	}
+	return "\x1b[" + string(s) + "m" + text + "\x1b[0m"
+}
+
+// Bar returns a progress bar of width cells, in eighths of a cell.
+func Bar(fraction float64, width int) string {
+	eighths := int(min(max(fraction, 0), 1) * float64(width*8))
+	full, part := eighths/8, eighths%8
+	s := strings.Repeat("█", full)
+	if part > 0 {
+		s += string([]rune("▏▎▍▌▋▊▉")[part-1])
+		full++
+	}
+	return s + strings.Repeat("░", width-full)
+}
+
+// Bytes returns n bytes as people read them: 1.5 MiB.
+func Bytes(n int64) string {
+	if n < 1024 {
+		return strconv.FormatInt(n, 10) + " B"
+	}
+	v, unit := float64(n)/1024, 0
+	for v >= 999.95 && unit < 4 {
+		v, unit = v/1024, unit+1
+	}
+	return fmt.Sprintf("%.1f %ciB", v, "KMGTP"[unit])
+}
+
+// Count returns n with thousands separated: 1,234,567.
+func Count[T ~int | ~int64 | ~uint64](n T) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// Plural returns "1 pair" or "2 pairs".
+func Plural[T ~int | ~int64 | ~uint64](n T, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return Count(n) + " " + noun + "s"
+}
+
+// Duration returns d with three digits that matter: 1.23s, 45.6ms.
+func Duration(d time.Duration) string {
+	for unit := time.Minute; unit > time.Nanosecond; unit /= 10 {
+		if d >= unit {
+			return d.Round(unit / 100).String()
+		}
+	}
+	return d.String()
+}
+
+// Cell is one field of a table.
+type Cell struct {
+	Text  string
+	Style Style
+}
+
+// Table is rows of cells under a header. Columns whose header begins with '>'
+// are aligned to the right.
+type Table struct {
+	Header []string
+	Rows   [][]Cell
+}
+
+// Lines lays the table out, with colours or without. No line is longer than
+// width; 0 means no limit.
+func (t *Table) Lines(colours bool, width int) []string {
+	widths := make([]int, len(t.Header))
+	right := make([]bool, len(t.Header))
+	head := make([]Cell, len(t.Header))
+	for i, h := range t.Header {
+		h, right[i] = strings.CutPrefix(h, ">")
+		head[i] = Cell{h, Dim}
+	}
+	rows := append([][]Cell{head}, t.Rows...)
+	for _, row := range rows {
+		for i, c := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(c.Text))
+		}
+	}
+	lines := make([]string, 0, len(rows))
+	for _, row := range rows {
+		var b strings.Builder
+		room := width
+		for i, c := range row {
+			gap := 2
+			if i == 0 {
+				gap = 0
+			}
+			pad := widths[i] - utf8.RuneCountInString(c.Text)
+			before, after := gap, pad
+			if right[i] {
+				before, after = gap+pad, 0
+			}
+			if i == len(row)-1 {
+				after = 0
+			}
+			text := c.Text
+			if width > 0 {
+				before = min(before, room)
+				text = Clip(text, room-before)
+				after = min(after, room-before-utf8.RuneCountInString(text))
+				room -= before + utf8.RuneCountInString(text) + after
+			}
+			if colours {
+				text = c.Style.In(text)
+			}
+			b.WriteString(strings.Repeat(" ", before))
+			b.WriteString(text)
+			b.WriteString(strings.Repeat(" ", after))
+		}
+		lines = append(lines, strings.TrimRight(b.String(), " "))
+	}
+	return lines
+}
+
+// Clip cuts text to width cells.
+func Clip(text string, width int) string {
+	if utf8.RuneCountInString(text) <= width {
+		return text
+	}
+	if width <= 0 {
+		return ""
+	}
+	return string([]rune(text)[:width-1]) + "…"
+}
