@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -123,24 +122,4 @@ func explainCutOff(err error, base64 bool) error {
 		return fmt.Errorf("%w: the node's log says why", err)
 	}
 	return fmt.Errorf("%w: if keys or values are not text use --base64; otherwise the node's log says why", err)
-}
-
-var newline = []byte{'\n'}
-
-// countLines is a writer that counts the lines going through it.
-type countLines struct {
-	w     io.Writer
-	lines uint64
-	bytes int64
-	last  byte
-}
-
-func (c *countLines) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	if n > 0 {
-		c.lines += uint64(bytes.Count(p[:n], newline))
-		c.bytes += int64(n)
-		c.last = p[n-1]
-	}
-	return n, err
 }

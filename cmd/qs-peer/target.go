@@ -11,6 +11,9 @@ import (
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/client"
 )
 
+// answerTimeout is how long a node may be silent by default.
+const answerTimeout = 30 * time.Second
+
 // target is the node that a command talks to.
 type target struct {
 	addr    string

@@ -1,0 +1,354 @@
+// Package demo shows the whole path on one machine: real processes on loopback
+// are built from nothing, hurt, and compared.
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/client"
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/jsonl"
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
+	"github.com/qs-peer/qs-peer/internal/fleet"
+)
+
+// stepLimit is how long any one step may take.
+const stepLimit = 5 * time.Minute
+
+const managerName = "manager"
+
+// Options configure a demo.
+type Options struct {
+	Binary  string // qs-peer
+	Workers int
+	Keys    int
+	Dir     string    // where the nodes live; empty: a temporary directory
+	Keep    bool      // leave what is there
+	Output  io.Writer // gets the progress
+}
+
+// DirError refuses a directory for the demo.
+type DirError struct {
+	Dir, Reason string
+}
+
+func (e *DirError) Error() string { return fmt.Sprintf("--dir %s: %s", e.Dir, e.Reason) }
+
+// show is a demo in progress.
+type show struct {
+	Options
+	fleet   *fleet.Fleet
+	manager *fleet.Node
+	workers []string
+	writer  *writer
+	report  *Report
+	step    int
+}
+
+// Run runs the demo. A report that is not Matched is no error.
+func Run(ctx context.Context, o Options) (_ *Report, err error) {
+	remove, err := o.prepareDir()
+	if err != nil {
+		return nil, err
+	}
+	s := &show{Options: o, fleet: fleet.New(o.Binary, o.Dir), report: &Report{Dir: o.Dir, Keys: o.Keys, Workers: o.Workers}}
+	for i := range o.Workers {
+		s.workers = append(s.workers, fmt.Sprintf("worker-%d", i+1))
+	}
+	// Children do not outlive us: not an error, not a panic (the deferred calls
+	// run), and not our being killed (fleet has the kernel see to that).
+	defer func() {
+		s.fleet.Close()
+		if o.Keep {
+			fmt.Fprintf(o.Output, "\nkept: the nodes' data and logs are in %s\n", o.Dir)
+		} else {
+			err = errors.Join(err, remove())
+		}
+	}()
+	begun := time.Now()
+	if err := s.play(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, err
+	}
+	s.report.Seconds = time.Since(begun).Seconds()
+	return s.report, nil
+}
+
+// prepareDir makes the directory; remove takes away what the demo made.
+func (o *Options) prepareDir() (remove func() error, err error) {
+	if o.Dir == "" {
+		o.Dir, err = os.MkdirTemp("", "qs-peer-demo-")
+		return func() error { return os.RemoveAll(o.Dir) }, err
+	}
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(o.Dir)
+	switch {
+	case err == nil && len(entries) > 0:
+		return nil, &DirError{o.Dir, "is not empty; the demo needs a directory of its own"}
+	case err == nil: // ours to fill, not to remove
+		return func() error {
+			entries, err := os.ReadDir(o.Dir)
+			for _, e := range entries {
+				err = errors.Join(err, os.RemoveAll(filepath.Join(o.Dir, e.Name())))
+			}
+			return err
+		}, nil
+	case errors.Is(err, os.ErrNotExist):
+		if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+			return nil, &DirError{o.Dir, err.Error()}
+		}
+		return func() error { return os.RemoveAll(o.Dir) }, nil
+	default:
+		return nil, &DirError{o.Dir, err.Error()}
+	}
+}
+
+// play is the plot.
+func (s *show) play(ctx context.Context) error {
+	fmt.Fprintf(s.Output, "A manager and %s on this machine, in %s\n\n", term.Plural(s.Workers, "worker"), s.Dir)
+	for _, act := range []func(context.Context) error{
+		s.startManager, s.importData, s.publish, s.buildWorkers, s.loseWorker, s.restartManager, s.settle, s.compare,
+	} {
+		if err := act(ctx); err != nil {
+			if s.writer != nil {
+				s.writer.stop()
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// say tells of the next step.
+func (s *show) say(format string, args ...any) {
+	s.step++
+	number := fmt.Sprintf("%d. ", s.step)
+	if term.Colours(s.Output) {
+		number = term.Bold.In(number)
+	}
+	fmt.Fprintln(s.Output, number+fmt.Sprintf(format, args...))
+}
+
+func (s *show) startManager(ctx context.Context) error {
+	begun := time.Now()
+	var err error
+	if s.manager, err = s.fleet.Start(ctx, "manager", managerName, "--snapshot-every", "0"); err != nil {
+		return err
+	}
+	s.say("The manager listens at %s: %s", s.manager.Addrs.HTTP, term.Duration(time.Since(begun)))
+	return nil
+}
+
+// client returns a client of a node.
+func (s *show) client(n *fleet.Node) (*client.Client, error) {
+	return client.New(n.Addrs.HTTP, 30*time.Second)
+}
+
+func (s *show) importData(ctx context.Context) error {
+	c, err := s.client(s.manager)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r, w := io.Pipe()
+	defer r.Close()
+	go func() { w.CloseWithError(writePairs(w, s.Keys)) }()
+
+	meter := term.NewMeter(ctx, s.Output, "   import", int64(s.Keys))
+	begun := time.Now()
+	sum, err := jsonl.Import(ctx, c, r, false, func(sum jsonl.Summary) {
+		meter.Set(int64(sum.Operations), "%s pairs", term.Count(sum.Operations))
+	})
+	meter.Done()
+	if err != nil {
+		return fmt.Errorf("import: %w", err)
+	}
+	took := time.Since(begun)
+	s.report.Import = Import{Pairs: sum.Operations, Seconds: took.Seconds()}
+	s.say("%s imported: %s, %s/s", term.Plural(sum.Operations, "pair"), term.Duration(took),
+		term.Count(int64(float64(sum.Operations)/took.Seconds())))
+	return nil
+}
+
+func (s *show) publish(ctx context.Context) error {
+	c, err := s.client(s.manager)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	begun := time.Now()
+	snap, err := c.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("publish a snapshot: %w", err)
+	}
+	took := time.Since(begun)
+	s.report.Snapshot = Snapshot{Snapshot: snap, Seconds: took.Seconds()}
+	s.say("A snapshot of %s is published, infohash %s: %s", term.Bytes(snap.Size), snap.InfoHash, term.Duration(took))
+	return nil
+}
+
+func (s *show) buildWorkers(ctx context.Context) error {
+	c, err := s.client(s.manager)
+	if err != nil {
+		return err
+	}
+	s.writer = startWriter(ctx, c)
+	s.say("%s that own nothing are built from it, while writes arrive:", term.Plural(s.Workers, "worker"))
+	begun := time.Now()
+	builds, err := s.build(ctx, s.workers)
+	if err != nil {
+		return err
+	}
+	r := Rebuild{Builds: builds, Seconds: time.Since(begun).Seconds()}
+	for _, b := range builds {
+		r.BytesFromManagers += b.BytesFromManagers
+		r.BytesFromWorkers += b.BytesFromWorkers
+	}
+	if size := s.report.Snapshot.Size; size > 0 {
+		r.ManagerCopies = float64(r.BytesFromManagers) / float64(size)
+	}
+	s.report.Rebuild = r
+	fmt.Fprintf(s.Output, "   all serve after %s; the manager sent %.2f copies\n", term.Duration(time.Since(begun)), r.ManagerCopies)
+	return nil
+}
+
+// loseWorker kills a worker, takes its data away, and has it rebuilt.
+func (s *show) loseWorker(ctx context.Context) error {
+	name := s.workers[len(s.workers)/2]
+	n := s.fleet.Node(name)
+	n.Kill()
+	if err := n.Wipe(); err != nil {
+		return err
+	}
+	s.say("%s is killed (SIGKILL), its data wiped, and built again:", name)
+	builds, err := s.build(ctx, []string{name})
+	if err != nil {
+		return err
+	}
+	s.report.Killed = builds[0]
+	return nil
+}
+
+// build starts workers and watches them until all serve.
+func (s *show) build(ctx context.Context, names []string) ([]Build, error) {
+	board := term.NewBoard(ctx, s.Output, names)
+	defer board.Close()
+	builds := make([]Build, len(names))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, name := range names {
+		g.Go(func() error {
+			board.Set(i, 0, "starting", term.Dim, "")
+			n, err := s.fleet.Start(ctx, "worker", name)
+			if err != nil {
+				return err
+			}
+			m, err := s.serving(ctx, n, func(m client.Member) {
+				fraction := m.Progress
+				if m.State == "catching-up" {
+					fraction = 1
+				}
+				board.Set(i, fraction, m.State, term.Yellow, origin(m))
+			})
+			if err != nil {
+				return err
+			}
+			took := board.Finish(i, m.State, term.Green, origin(m))
+			builds[i] = Build{Name: name, Seconds: took.Seconds(),
+				BytesFromManagers: m.BytesFromManagers, BytesFromWorkers: m.BytesFromWorkers}
+			return nil
+		})
+	}
+	return builds, g.Wait()
+}
+
+func origin(m client.Member) string {
+	if m.BytesFromManagers+m.BytesFromWorkers == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s from the manager, %s from workers", term.Bytes(m.BytesFromManagers), term.Bytes(m.BytesFromWorkers))
+}
+
+// serving waits until a node says of itself that it serves.
+func (s *show) serving(ctx context.Context, n *fleet.Node, watch func(client.Member)) (client.Member, error) {
+	c, err := s.client(n)
+	if err != nil {
+		return client.Member{}, err
+	}
+	defer c.Close()
+	var me client.Member
+	err = fleet.Until(ctx, stepLimit, func() error {
+		select {
+		case <-n.Exited():
+			return fleet.Stop(fmt.Errorf("%s ended by itself; the end of its log:\n%s", n.Name, n.Tail(10)))
+		default:
+		}
+		status, _, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		var ok bool
+		if me, ok = status.Me(); !ok {
+			return fmt.Errorf("%s does not list itself", n.Name)
+		}
+		if me.State != "serving" {
+			watch(me)
+			return fmt.Errorf("%s is %s", n.Name, me.State)
+		}
+		return nil
+	})
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w (its log is %s)", err, n.Log)
+	}
+	return me, err
+}
+
+func (s *show) restartManager(ctx context.Context) error {
+	begun := time.Now()
+	if err := s.manager.Stop(); err != nil {
+		return err
+	}
+	var err error
+	if s.manager, err = s.fleet.Start(ctx, "manager", managerName); err != nil {
+		return err
+	}
+	if _, err := s.serving(ctx, s.manager, func(client.Member) {}); err != nil {
+		return err
+	}
+	c, err := s.client(s.manager)
+	if err != nil {
+		return err
+	}
+	s.writer.moveTo(c)
+	took := time.Since(begun)
+	s.report.Restart = Restart{Name: managerName, Seconds: took.Seconds()}
+	s.say("The manager is stopped (SIGTERM) and started again on its directory: %s", term.Duration(took))
+	return nil
+}
+
+// settle ends the writes and waits until every node has applied the last one.
+func (s *show) settle(ctx context.Context) error {
+	last, err := s.writer.finish(ctx)
+	if err != nil {
+		return err
+	}
+	s.report.Writes = last
+	begun := time.Now()
+	members, err := s.manager.Converged(ctx, stepLimit, append([]string{managerName}, s.workers...), nil)
+	if err != nil {
+		return fmt.Errorf("the nodes did not reach one position: %w", err)
+	}
+	s.say("Writes end after %s; every node is at entry %s: %s", term.Count(last.Acknowledged),
+		term.Count(members[managerName].AppliedSeq), term.Duration(time.Since(begun)))
+	return nil
+}

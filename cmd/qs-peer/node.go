@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/peer"
+)
+
+// leaveTimeout bounds a graceful stop.
+const leaveTimeout = 10 * time.Second
+
+// node is a manager or worker to be run in the foreground.
+type node struct {
+	peer   peer.Options
+	config string
+
+	upload, download, mint rate
+
+	tlsCA, tlsCert, tlsKey string
+	logLevel, logFormat    string
+}
+
+// nodeCommand returns cmd as the command that runs a node of a role.
+func nodeCommand(role gossip.Role, cmd *cobra.Command) *cobra.Command {
+	n := &node{peer: peer.Options{Role: role, Version: release()}}
+	cmd.Args = wantArgs(0, 0, "")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := n.complete(cmd); err != nil {
+			return err
+		}
+		return n.run(cmd)
+	}
+	n.flags(cmd)
+	return cmd
+}
+
+func (n *node) flags(cmd *cobra.Command) {
+	f, o := cmd.Flags(), &n.peer
+	f.StringVar(&o.Data, "data", "", "data `directory`, made if need be (required)")
+	f.StringVar(&n.config, "config", "", "YAML `file` with the same names as these flags, which win over it (default none)")
+	f.StringVar(&o.Name, "name", "", "`name` of the node, unique in the fleet (default: HOSTNAME-DIR, after the machine and the data directory's last element)")
+	f.StringVar(&o.Colo, "colo", "default", "`place` of the node: pieces and log entries come from the same place if they can")
+	f.StringSliceVar(&o.Join, "join", nil, "gossip `addresses` of members to join, host:port,… (default none)")
+	if o.Role == gossip.Manager {
+		f.BoolVar(&o.Init, "init", false, "create a dataset and take its writes even when joining others (default false: a new manager that joins nobody does, one that joins follows)")
+	}
+	f.StringVar(&o.GossipAddr, "gossip-addr", peer.DefaultGossipAddr, "listen here for gossip, TCP and UDP; port 0 takes a free one, here and below")
+	f.StringVar(&o.SwarmAddr, "swarm-addr", peer.DefaultSwarmAddr, "listen here for the torrent swarm")
+	f.StringVar(&o.PeerAddr, "peer-addr", peer.DefaultPeerAddr, "listen here for peers that stream the log")
+	f.StringVar(&o.HTTPAddr, "http-addr", peer.DefaultHTTPAddr, "listen here for HTTP: the commands, metrics, health")
+	f.StringVar(&o.RESPAddr, "resp-addr", "127.0.0.1:7949", "listen here for Redis clients; \"\" does not")
+	f.StringVar(&o.RESPUnix, "resp-unix", "", "listen for Redis clients on this Unix socket `path` too (default none)")
+	f.StringVar(&n.tlsCA, "tls-ca", "", "`file` of certificates that peers are checked against (default none; not available yet)")
+	f.StringVar(&n.tlsCert, "tls-cert", "", "`file` of this node's certificate (default none; not available yet)")
+	f.StringVar(&n.tlsKey, "tls-key", "", "`file` of this node's key (default none; not available yet)")
+	f.BoolVar(&o.Insecure, "insecure", false, "listen beyond this machine without TLS: on trusted networks only (default false)")
+	if o.Role == gossip.Manager {
+		f.DurationVar(&o.SnapshotEvery, "snapshot-every", time.Hour, "publish a snapshot so often when there are new entries; 0 only when asked")
+		f.IntVar(&o.KeepSnapshots, "keep-snapshots", peer.DefaultKeepSnapshots, "keep and seed the newest so many snapshots; the log reaches back to the oldest")
+		f.Var(&n.mint, "mint-rate", "write snapshots at most so fast, like 100MB/s; 0 is no limit (default 0)")
+	}
+	f.Var(&n.upload, "upload-rate", "send snapshots at most so fast, like 20MB/s; 0 is no limit (default 0)")
+	f.Var(&n.download, "download-rate", "fetch snapshots at most so fast, like 20MB/s; 0 is no limit (default 0)")
+	f.StringVar(&n.logLevel, "log-level", "info", "log debug, info, warn or error, and what is graver")
+	f.StringVar(&n.logFormat, "log-format", "text", "log as text or json, on standard error")
+}
+
+// complete merges the configuration file in, fills in defaults and checks what
+// the flags' types do not.
+func (n *node) complete(cmd *cobra.Command) error {
+	if n.config != "" {
+		if err := applyConfig(cmd.Flags(), n.config); err != nil {
+			return err
+		}
+	}
+	o := &n.peer
+	if o.Data == "" {
+		return usagef("--data is missing: which directory is the node's?")
+	}
+	if n.tlsCA != "" || n.tlsCert != "" || n.tlsKey != "" {
+		return usagef("mutual TLS is not available yet: leave --tls-ca, --tls-cert and --tls-key out; on a network you trust --insecure goes without")
+	}
+	if n.logFormat != "text" && n.logFormat != "json" {
+		return usagef("--log-format %q: want text or json", n.logFormat)
+	}
+	if o.Name == "" {
+		name, err := defaultName(o.Data)
+		if err != nil {
+			return err
+		}
+		o.Name = name
+	}
+	used := map[string]string{}
+	for _, name := range []string{"gossip-addr", "swarm-addr", "peer-addr", "http-addr", "resp-addr"} {
+		addr := cmd.Flags().Lookup(name).Value.String()
+		if name == "resp-addr" && addr == "" {
+			continue
+		}
+		port, err := checkAddr(addr)
+		if err != nil {
+			return usagef("--%s %q: %w", name, addr, err)
+		}
+		if other := used[addr]; other != "" && port != 0 {
+			return usagef("--%s and --%s are both %s: give each its own port", other, name, addr)
+		}
+		used[addr] = name
+	}
+	for _, addr := range o.Join {
+		if port, err := checkAddr(addr); err != nil || port == 0 || strings.HasPrefix(addr, ":") {
+			return usagef("--join %q: want the gossip address of a member, HOST:PORT", addr)
+		}
+	}
+	o.UploadRate, o.DownloadRate, o.MintRate = int64(n.upload), int64(n.download), int64(n.mint)
+	return nil
+}
+
+// defaultName names a node after its machine and its data directory, because
+// one machine may run several.
+func defaultName(data string) (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", usagef("the machine has no name (%w): give --name", err)
+	}
+	dir, err := filepath.Abs(data)
+	if err != nil {
+		return "", err
+	}
+	return host + "-" + filepath.Base(dir), nil
+}
+
+// checkAddr checks the form of host:port.
+func checkAddr(addr string) (port uint64, err error) {
+	_, p, err := net.SplitHostPort(addr)
+	if err == nil {
+		port, err = strconv.ParseUint(p, 10, 16)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("want HOST:PORT, the port from 0 to 65535")
+	}
+	return port, nil
+}
+
+// run runs the node until a signal asks it to leave or it can not go on.
+func (n *node) run(cmd *cobra.Command) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(n.logLevel)); err != nil {
+		return usagef("--log-level %q: want debug, info, warn or error", n.logLevel)
+	}
+	log := newLogger(cmd.ErrOrStderr(), level, n.logFormat == "json")
+	n.peer.Logger = log
+	limitMemory(n.peer.Role)
+
+	ctx := cmd.Context()
+	p, err := peer.Start(ctx, n.peer)
+	if err != nil {
+		return err
+	}
+	addrs := p.Addrs()
+	log.Info("node is up", "name", n.peer.Name, "role", n.peer.Role, "data", n.peer.Data, "version", n.peer.Version,
+		"http", addrs.HTTP, "gossip", addrs.Gossip, "resp", addrs.RESP, "peer", addrs.Peer, "swarm", addrs.Swarm)
+	select {
+	case <-ctx.Done():
+		log.Info("leaving the fleet; a second signal stops at once")
+	case <-p.Done():
+	}
+	leave, cancel := context.WithTimeout(context.Background(), leaveTimeout)
+	defer cancel()
+	closed := p.Close(leave)
+	if err := p.Err(); err != nil {
+		return err
+	}
+	if closed == nil {
+		log.Info("stopped")
+	}
+	return closed
+}
+
+// limitMemory keeps the Go heap small beside LMDB's page cache, which is what
+// the machine's memory is for. GOMEMLIMIT and GOGC in the environment win.
+func limitMemory(role gossip.Role) {
+	limit := int64(128 << 20)
+	if role == gossip.Manager {
+		limit = 192 << 20 // it decodes imports and hashes snapshots
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(limit)
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+}
