@@ -97,3 +97,20 @@ func (m *Meter) Done() {
 	m.bar.Abort(true)
 	m.bars.Wait()
 }
+
+// Spinner shows on a terminal that something is going on; elsewhere nothing.
+type Spinner struct{ meter *Meter }
+
+// NewSpinner shows on w that what runs.
+func NewSpinner(ctx context.Context, w io.Writer, what string) *Spinner {
+	if !Is(w) {
+		return &Spinner{}
+	}
+	return &Spinner{NewMeter(ctx, w, what, 0)}
+}
+
+// Say tells what it is at.
+func (s *Spinner) Say(what string) { s.meter.Set(0, "%s", what) }
+
+// Done takes it away.
+func (s *Spinner) Done() { s.meter.Done() }

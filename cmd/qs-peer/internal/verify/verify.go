@@ -1,0 +1,316 @@
+// Package verify checks a data directory that no node runs on: the log's chain,
+// the store's structure, the snapshots' bytes, and that they agree with each
+// other. It changes nothing.
+package verify
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/snapshot"
+	"github.com/qs-peer/qs-peer/lmdbstore"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrNoData means that a directory is no node's data directory.
+	ErrNoData = errors.New("no node's data directory")
+	// ErrInUse means that a node runs on the directory.
+	ErrInUse = errors.New("in use by a running node: stop it first")
+)
+
+// Finding is something that is not as it should be.
+type Finding struct {
+	Part    string `json:"part"` // node, log, store or snapshot
+	File    string `json:"file,omitempty"`
+	Offset  *int64 `json:"offset,omitempty"` // in File, bytes
+	Problem string `json:"problem"`
+}
+
+// String words the finding with its place.
+func (f Finding) String() string {
+	place := f.Part
+	if f.File != "" {
+		place += ": " + f.File
+	}
+	if f.Offset != nil {
+		place += fmt.Sprintf(" at offset %d", *f.Offset)
+	}
+	return place + ": " + f.Problem
+}
+
+// Report is what was checked and found. Sizes are in bytes.
+type Report struct {
+	Data      string     `json:"data"`
+	Sound     bool       `json:"sound"`
+	Role      string     `json:"role"`
+	Name      string     `json:"name"`
+	Dataset   string     `json:"dataset"`
+	Log       *Log       `json:"log"`   // null: there is none
+	Store     *Store     `json:"store"` // null: there is none
+	Snapshots []Snapshot `json:"snapshots"`
+	Findings  []Finding  `json:"findings"`
+}
+
+// Log is what the log holds, as far as it is sound.
+type Log struct {
+	First    uint64 `json:"first_seq"`
+	Head     uint64 `json:"head_seq"`
+	HeadHash string `json:"head_hash"`
+	Entries  uint64 `json:"entries"`
+	Segments int    `json:"segments"`
+	Bytes    int64  `json:"bytes"`
+	TornTail int64  `json:"torn_tail"` // never acknowledged; cut off at the next start
+}
+
+// Store is what the store holds.
+type Store struct {
+	Applied     uint64 `json:"applied_seq"`
+	AppliedHash string `json:"applied_hash"`
+	Pairs       uint64 `json:"pairs"`
+	Bytes       int64  `json:"bytes"`
+	Pages       uint64 `json:"pages"`
+	FreePages   uint64 `json:"free_pages"`
+}
+
+// Snapshot is a snapshot that was read.
+type Snapshot struct {
+	Name     string `json:"name"`
+	Seq      uint64 `json:"seq"`
+	InfoHash string `json:"infohash"`
+	Bytes    int64  `json:"bytes"`
+	Pairs    uint64 `json:"pairs"`
+	Sound    bool   `json:"sound"`
+}
+
+// identity is the part of node.json that matters here.
+type identity struct {
+	Role    gossip.Role
+	Name    string
+	Writer  bool
+	Dataset string
+}
+
+// check is a verification in progress.
+type check struct {
+	dir    string
+	id     identity
+	report *Report
+	logErr bool // the log's chain is not known to its end
+
+	// What the parts say about where they stand.
+	log   txlog.Report
+	store lmdbstore.State
+	named []named
+}
+
+// named is a position that something claims to be at.
+type named struct {
+	part, file string
+	pos        txlog.Pos
+}
+
+// Dir verifies the data directory dir. step, if not nil, is told what comes
+// next. A directory that is not sound is no error: see Report.Findings.
+func Dir(ctx context.Context, dir string, step func(what string)) (*Report, error) {
+	c := &check{dir: dir, report: &Report{Data: dir, Snapshots: []Snapshot{}, Findings: []Finding{}}}
+	if info, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoData, err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("%w: %s is a file", ErrNoData, dir)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "node.json"))
+	if errors.Is(err, fs.ErrNotExist) && !c.holds("log") && !c.holds("store") {
+		return nil, fmt.Errorf("%w: %s holds neither node.json nor log/ nor store/", ErrNoData, dir)
+	}
+	unlock, lockErr := lock(filepath.Join(dir, "LOCK"))
+	if lockErr != nil {
+		return nil, fmt.Errorf("data directory %s: %w", dir, lockErr)
+	}
+	defer unlock()
+	if err == nil {
+		err = json.Unmarshal(text, &c.id)
+	}
+	if err != nil {
+		c.find("node", "node.json", err)
+	}
+	c.report.Role, c.report.Name, c.report.Dataset = string(c.id.Role), c.id.Name, c.id.Dataset
+
+	for _, part := range []struct {
+		what string
+		run  func(context.Context) error
+	}{{"the log", c.checkLog}, {"the store", c.checkStore}, {"the snapshots", c.checkSnapshots}} {
+		if step != nil {
+			step(part.what)
+		}
+		if err := part.run(ctx); err != nil {
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+	c.compare()
+	c.report.Sound = len(c.report.Findings) == 0
+	return c.report, nil
+}
+
+// lock keeps nodes off the directory, without making or changing the file.
+func lock(file string) (unlock func(), err error) {
+	f, err := os.Open(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() {}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrInUse
+		}
+		return nil, fmt.Errorf("lock %s: %w", file, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// holds reports whether a subdirectory is there and not empty.
+func (c *check) holds(sub string) bool {
+	entries, err := os.ReadDir(filepath.Join(c.dir, sub))
+	return err == nil && len(entries) > 0
+}
+
+func (c *check) find(part, file string, err error) {
+	f := Finding{Part: part, File: file, Problem: err.Error()}
+	var corrupt *txlog.CorruptError
+	if errors.As(err, &corrupt) {
+		f.File = filepath.Join("log", corrupt.Segment)
+		f.Offset = &corrupt.Offset
+		f.Problem = fmt.Sprintf("entry %d: %s", corrupt.Seq, corrupt.Reason)
+	}
+	c.report.Findings = append(c.report.Findings, f)
+}
+
+func (c *check) checkLog(context.Context) error {
+	if !c.holds("log") {
+		return nil
+	}
+	var err error
+	c.log, err = txlog.Verify(filepath.Join(c.dir, "log"))
+	if err != nil {
+		c.logErr = true
+		c.find("log", "log", err)
+	}
+	r := c.log
+	c.report.Log = &Log{First: r.Base.Seq + 1, Head: r.Head.Seq, HeadHash: r.Head.Hash.String(),
+		Entries: r.Entries, Segments: r.Segments, Bytes: r.Bytes, TornTail: r.TornTail}
+	return nil
+}
+
+func (c *check) checkStore(ctx context.Context) error {
+	if !c.holds("store") {
+		return nil
+	}
+	r, err := lmdbstore.Check(ctx, filepath.Join(c.dir, "store"))
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		c.find("store", "store", err)
+		return nil
+	}
+	c.store = r.State
+	c.report.Store = &Store{Applied: r.Pos.Seq, AppliedHash: r.Pos.Hash.String(), Pairs: r.Pairs, Bytes: r.Size,
+		Pages: r.Pages, FreePages: r.FreePages}
+	c.named = append(c.named, named{"store", "store", r.Pos})
+	c.sameDataset("store", "store", r.Dataset)
+	return nil
+}
+
+func (c *check) checkSnapshots(ctx context.Context) error {
+	dir := filepath.Join(c.dir, "snapshots")
+	sound, damaged, err := snapshot.Find(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		c.find("snapshot", "snapshots", err)
+		return nil
+	}
+	for _, d := range damaged {
+		c.find("snapshot", filepath.Join("snapshots", d.Name), d.Err)
+	}
+	for _, s := range sound {
+		file := filepath.Join("snapshots", filepath.Base(s.Path))
+		err := s.Verify(ctx)
+		if err == nil {
+			err = sameContent(ctx, s)
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			c.find("snapshot", file, err)
+		}
+		m := &s.Manifest
+		c.sameDataset("snapshot", file, m.Dataset)
+		c.named = append(c.named, named{"snapshot", file, m.Pos})
+		c.report.Snapshots = append(c.report.Snapshots, Snapshot{Name: snapshot.Name(m.Pos), Seq: m.Pos.Seq,
+			InfoHash: m.InfoHash.String(), Bytes: m.Size, Pairs: m.Pairs, Sound: err == nil})
+	}
+	return nil
+}
+
+// sameContent compares what a snapshot's file says inside with its manifest.
+func sameContent(ctx context.Context, s *snapshot.Snapshot) error {
+	r, err := lmdbstore.CheckFile(ctx, s.Path)
+	m := &s.Manifest
+	switch {
+	case err != nil:
+		return err
+	case r.Pos != m.Pos || r.Dataset != m.Dataset:
+		return fmt.Errorf("it holds entry %s of dataset %s; its manifest says %s of %s", r.Pos, r.Dataset, m.Pos, m.Dataset)
+	case r.Pairs != m.Pairs:
+		return fmt.Errorf("it holds %d pairs; its manifest says %d", r.Pairs, m.Pairs)
+	}
+	return nil
+}
+
+// sameDataset compares a part's dataset with the directory's.
+func (c *check) sameDataset(part, file string, id txlog.DatasetID) {
+	if c.id.Dataset != "" && !id.IsZero() && id.String() != c.id.Dataset {
+		c.find(part, file, fmt.Errorf("it is of dataset %s, and the directory of %s", id, c.id.Dataset))
+	}
+}
+
+// compare holds the parts against each other.
+func (c *check) compare() {
+	c.sameDataset("log", "log", c.log.Dataset)
+	if c.id.Writer && c.report.Log == nil {
+		c.find("log", "log", errors.New("it is missing, and this is the writer: what it acknowledged is lost here"))
+	}
+	if c.logErr || c.report.Log == nil {
+		return // where the chain ends is not known
+	}
+	for _, n := range c.named {
+		switch {
+		case n.pos.Seq > c.log.Head.Seq:
+			c.find(n.part, n.file, fmt.Errorf("it is at entry %d, and the log ends at entry %d: entries are missing", n.pos.Seq, c.log.Head.Seq))
+		case n.pos.Seq == c.log.Head.Seq && n.pos != c.log.Head,
+			n.pos.Seq == c.log.Base.Seq && n.pos != c.log.Base:
+			c.find(n.part, n.file, fmt.Errorf("entry %d has hash %s there, and another in the log: diverged", n.pos.Seq, n.pos.Hash))
+		}
+	}
+	if c.report.Store != nil && c.store.Pos.Seq < c.log.Base.Seq {
+		c.find("store", "store", fmt.Errorf("it is at entry %d, and the log begins after entry %d: entries are missing", c.store.Pos.Seq, c.log.Base.Seq))
+	}
+}
