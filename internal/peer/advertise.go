@@ -1,0 +1,74 @@
+package peer
+
+import (
+	"context"
+	"log/slog"
+	"reflect"
+	"time"
+
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/p2p"
+)
+
+// advertiseEvery is how often figures that change without an event (bytes,
+// progress, positions) are said again.
+const advertiseEvery = 500 * time.Millisecond
+
+// advertiser keeps what gossip says of this node true.
+type advertiser struct {
+	storage *storage
+	swarm   *p2p.Swarm
+	shelf   *shelf
+	gossip  *gossip.Gossip
+	status  func() replica.Status
+	fail    func(error) // the node can not go on
+	logger  *slog.Logger
+	changed *signal // something happened that the others should hear of soon
+}
+
+func (a *advertiser) run(ctx context.Context) {
+	t := time.NewTicker(advertiseEvery)
+	defer t.Stop()
+	var said gossip.Facts
+	for {
+		if err := a.storage.bind(); err != nil {
+			a.fail(err)
+			return
+		}
+		var facts gossip.Facts
+		a.fill(&facts)
+		if !reflect.DeepEqual(facts, said) {
+			if err := a.gossip.Update(a.fill); err != nil {
+				a.logger.Warn("updating gossip failed", "err", err)
+			}
+			said = facts
+		}
+		select {
+		case <-a.changed.c:
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// fill sets the facts that change while a node runs.
+func (a *advertiser) fill(f *gossip.Facts) {
+	st, store, log := a.status(), a.storage.store.State(), a.storage.log
+	f.State = string(st.State)
+	f.Writer = a.storage.node.writer()
+	f.Dataset = log.Dataset()
+	f.Applied, f.AppliedTime = store.Pos, store.Time
+	f.LogFirst = log.First()
+	f.Head, f.HeadTime = log.Head(), log.HeadTime()
+	f.Snapshots = a.shelf.announcements()
+	f.BytesFromManagers, f.BytesFromWorkers = a.swarm.Totals()
+	f.Progress = 0
+	switch {
+	case st.Total > 0:
+		f.Progress = float64(st.Done) / float64(st.Total)
+	case st.State == replica.Serving, st.State == replica.CatchingUp:
+		f.Progress = 1
+	}
+}

@@ -1,0 +1,114 @@
+package peer
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/p2p"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// fleet reads what the others are good for out of the gossip.
+type fleet struct {
+	gossip *gossip.Gossip
+	colo   string
+}
+
+var _ replica.Fleet = (*fleet)(nil)
+
+// others returns the live members without this node.
+func (f *fleet) others() []gossip.Member {
+	return slices.DeleteFunc(f.gossip.Members()[1:], func(m gossip.Member) bool { return m.Liveness != gossip.Alive })
+}
+
+// Changed implements replica.Fleet.
+func (f *fleet) Changed() <-chan struct{} { return f.gossip.Changed() }
+
+// Upstreams implements replica.Fleet: everybody who holds a log that is not in
+// doubt.
+func (f *fleet) Upstreams() []replica.Upstream {
+	var ups []replica.Upstream
+	for _, m := range f.others() {
+		if m.PeerAddr == "" || m.LogFirst == 0 || m.Dataset.IsZero() {
+			continue
+		}
+		if s := replica.State(m.State); s == replica.Quarantined || s == replica.Repairing {
+			continue
+		}
+		ups = append(ups, replica.Upstream{
+			Name: m.Name, Addr: m.PeerAddr, Dataset: m.Dataset, First: m.LogFirst, Head: m.Head,
+			Writer: m.Writer, Near: m.Colo == f.colo,
+		})
+	}
+	return ups
+}
+
+// Offers implements replica.Fleet: one offer per snapshot, newest first, its
+// holders managers first.
+func (f *fleet) Offers() []replica.Offer { return offersOf(f.others()) }
+
+func offersOf(members []gossip.Member) []replica.Offer {
+	type key struct {
+		dataset  txlog.DatasetID
+		infoHash chunker.InfoHash
+	}
+	members = slices.Clone(members)
+	slices.SortStableFunc(members, func(a, b gossip.Member) int {
+		return cmp.Compare(roleRank(a.Role), roleRank(b.Role))
+	})
+	byKey := map[key]*replica.Offer{}
+	for _, m := range members {
+		for _, a := range m.Snapshots {
+			k := key{m.Dataset, a.InfoHash}
+			o := byKey[k]
+			if o == nil {
+				o = &replica.Offer{Dataset: m.Dataset, Pos: a.Pos, InfoHash: a.InfoHash, Size: a.Size}
+				byKey[k] = o
+			}
+			if o.Pos != a.Pos || o.Size != a.Size {
+				continue // one infohash is one file: the later claim is wrong
+			}
+			o.Manager = o.Manager || m.Role == gossip.Manager
+			o.Holders = append(o.Holders, m.PeerAddr)
+		}
+	}
+	offers := make([]replica.Offer, 0, len(byKey))
+	for _, o := range byKey {
+		offers = append(offers, *o)
+	}
+	slices.SortFunc(offers, func(a, b replica.Offer) int {
+		return cmp.Or(cmp.Compare(b.Pos.Seq, a.Pos.Seq), cmp.Compare(a.InfoHash.String(), b.InfoHash.String()))
+	})
+	return offers
+}
+
+func roleRank(r gossip.Role) int {
+	if r == gossip.Manager {
+		return 0
+	}
+	return 1
+}
+
+// writer returns the live manager that takes writes for a dataset.
+func (f *fleet) writer(dataset txlog.DatasetID) (gossip.Member, bool) {
+	for _, m := range f.others() {
+		if m.Writer && (dataset.IsZero() || m.Dataset == dataset) {
+			return m, true
+		}
+	}
+	return gossip.Member{}, false
+}
+
+// swarmPeers returns whom the swarm may connect to.
+func (f *fleet) swarmPeers() []p2p.Peer {
+	var peers []p2p.Peer
+	for _, m := range f.others() {
+		if m.SwarmAddr != "" {
+			peers = append(peers, p2p.Peer{Name: m.Name, Addr: m.SwarmAddr, Colo: m.Colo, Manager: m.Role == gossip.Manager})
+		}
+	}
+	return peers
+}

@@ -1,0 +1,234 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/internal/snapshot"
+)
+
+const (
+	// keepGap is how long the keeper rests between two looks at the fleet.
+	keepGap = 250 * time.Millisecond
+	// mirrorRetry is how long a following manager rests after a failed fetch.
+	mirrorRetry = 5 * time.Second
+)
+
+// keeper decides which snapshots the node keeps, and how far back its log has
+// to reach:
+//
+//   - a manager keeps its newest ones; one that follows fetches what the others
+//     announce and is new enough to be kept;
+//   - a worker keeps a snapshot until the managers announce a newer one and no
+//     live manager announces it any more;
+//   - the log reaches back to the oldest snapshot that anybody alive offers, so
+//     that whoever fetched one can catch up. No snapshot, no trimming.
+type keeper struct {
+	storage *storage
+	fleet   *fleet
+	network *network
+	shelf   *shelf
+	manager bool
+	keep    int
+	logger  *slog.Logger
+
+	conflicts prometheus.Gauge
+
+	mu       sync.Mutex // guards what follows, and makes retain one at a time
+	warned   map[string]bool
+	trimmed  uint64
+	lastFail string
+}
+
+func newConflictsGauge(reg prometheus.Registerer) prometheus.Gauge {
+	g := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "qs_snapshot_conflicts",
+		Help: "Own snapshots for which somebody alive announces other bytes at the same position: one of both is corrupt.",
+	})
+	reg.MustRegister(g)
+	return g
+}
+
+// run keeps house until ctx ends.
+func (k *keeper) run(ctx context.Context) {
+	for {
+		changed := k.fleet.Changed()
+		k.retain()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+		if !pause(ctx, keepGap) {
+			return
+		}
+	}
+}
+
+// retain withdraws what need not be kept and trims the log.
+func (k *keeper) retain() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	offers := k.offers()
+	k.checkConflicts(offers)
+	drop := obsolete(k.shelf.list(), offers)
+	if k.manager {
+		own := k.shelf.list()
+		drop = own[min(k.keep, len(own)):]
+	}
+	var errs []error
+	for _, s := range drop {
+		errs = append(errs, k.shelf.withdraw(s))
+	}
+	errs = append(errs, k.trim(offers))
+	k.report(errors.Join(errs...))
+}
+
+// report logs a failure once, not at each look.
+func (k *keeper) report(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != "" && text != k.lastFail {
+		k.logger.Error("keeping snapshots failed", "err", err)
+	}
+	k.lastFail = text
+}
+
+// offers returns what the others offer of this node's dataset.
+func (k *keeper) offers() []replica.Offer {
+	dataset := k.storage.log.Dataset()
+	return slices.DeleteFunc(k.fleet.Offers(), func(o replica.Offer) bool { return o.Dataset != dataset })
+}
+
+// obsolete returns those of a worker's snapshots that every live manager gave
+// up for newer ones. Managers that announce nothing (they just started) prove
+// nothing.
+func obsolete(own []*snapshot.Snapshot, offers []replica.Offer) []*snapshot.Snapshot {
+	var newest uint64
+	announced := map[[20]byte]bool{}
+	for _, o := range offers {
+		if o.Manager {
+			announced[o.InfoHash] = true
+			newest = max(newest, o.Pos.Seq)
+		}
+	}
+	return slices.DeleteFunc(own, func(s *snapshot.Snapshot) bool {
+		return announced[s.Manifest.InfoHash] || s.Manifest.Pos.Seq >= newest
+	})
+}
+
+func (k *keeper) trim(offers []replica.Offer) error {
+	floor, ok := trimFloor(k.shelf.list(), offers)
+	floor = min(floor, k.storage.store.State().Pos.Seq)
+	if !ok || floor <= k.trimmed {
+		return nil
+	}
+	if _, err := k.storage.log.Trim(floor); err != nil {
+		return err
+	}
+	k.trimmed = floor
+	return nil
+}
+
+// trimFloor returns the seq up to which nobody needs the log any more.
+func trimFloor(own []*snapshot.Snapshot, offers []replica.Offer) (seq uint64, ok bool) {
+	var seqs []uint64
+	for _, s := range own {
+		seqs = append(seqs, s.Manifest.Pos.Seq)
+	}
+	for _, o := range offers {
+		seqs = append(seqs, o.Pos.Seq)
+	}
+	if len(seqs) == 0 {
+		return 0, false
+	}
+	return slices.Min(seqs), true
+}
+
+// checkConflicts raises the alarm when two nodes hold different bytes for one
+// position, or different histories.
+func (k *keeper) checkConflicts(offers []replica.Offer) {
+	n := 0
+	for _, s := range k.shelf.list() {
+		m := &s.Manifest
+		for _, o := range offers {
+			if o.Pos.Seq != m.Pos.Seq || o.InfoHash == m.InfoHash {
+				continue
+			}
+			n++
+			if key := m.InfoHash.String() + o.InfoHash.String(); !k.warned[key] {
+				k.warned[key] = true
+				k.logger.Error("snapshots differ at one position: one of the replicas is corrupt or diverged",
+					"pos", m.Pos, "infohash", m.InfoHash, "other_pos", o.Pos, "other_infohash", o.InfoHash, "holders", o.Holders)
+			}
+		}
+	}
+	k.conflicts.Set(float64(n))
+}
+
+// mirror makes a following manager fetch what the others announce.
+func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
+	for {
+		changed := k.fleet.Changed()
+		// A replica that is being rebuilt fetches for itself what it needs.
+		if status().Ready {
+			if o, ok := missing(k.shelf.list(), k.offers(), k.keep); ok {
+				_, err := k.network.Fetch(ctx, o, nil)
+				if err == nil {
+					continue
+				}
+				if ctx.Err() == nil {
+					k.logger.Warn("mirroring a snapshot failed", "pos", o.Pos, "err", err)
+				}
+				if !pause(ctx, mirrorRetry) {
+					return
+				}
+				continue
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// missing returns the newest snapshot of another manager that would be among
+// the keep newest here.
+func missing(own []*snapshot.Snapshot, offers []replica.Offer, keep int) (replica.Offer, bool) {
+	for _, o := range offers {
+		newer, have := 0, false
+		for _, s := range own {
+			have = have || s.Manifest.Pos == o.Pos
+			if s.Manifest.Pos.Seq > o.Pos.Seq {
+				newer++
+			}
+		}
+		if o.Manager && !have && newer < keep {
+			return o, true
+		}
+	}
+	return replica.Offer{}, false
+}
+
+// pause waits, and reports whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,204 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/internal/snapshot"
+	"github.com/qs-peer/qs-peer/p2p"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// describeTimeout bounds asking one holder for a snapshot's small files.
+const describeTimeout = 15 * time.Second
+
+// errNoLongerOffered ends a fetch when the fleet has moved on to another
+// snapshot, so that pieces nobody holds any more are not waited for.
+var errNoLongerOffered = errors.New("the snapshot is no longer offered, others are")
+
+// network reaches the others: logs over the peer protocol, snapshots through
+// the swarm.
+type network struct {
+	fleet  *fleet
+	client *p2p.Client
+	swarm  *p2p.Swarm
+	shelf  *shelf
+
+	mu       sync.Mutex                         // guards fetching
+	fetching map[chunker.InfoHash]chan struct{} // closed when that fetch is over
+}
+
+var _ replica.Network = (*network)(nil)
+
+// Stream implements replica.Network.
+func (n *network) Stream(ctx context.Context, u replica.Upstream, dataset txlog.DatasetID, after txlog.Pos) (replica.Stream, error) {
+	s, err := n.client.Stream(ctx, u.Addr, dataset, after)
+	if err != nil {
+		return nil, err
+	}
+	return replicaStream{s}, nil
+}
+
+// Fetch implements replica.Network. The snapshot is offered by this node, too,
+// from then on. Two callers who want one snapshot share one fetch.
+func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done, total int64)) (string, error) {
+	finish, err := n.begin(ctx, o.InfoHash)
+	if err != nil {
+		return "", err
+	}
+	defer finish()
+	if snap, ok := n.shelf.get(o.InfoHash); ok {
+		return snap.Path, nil
+	}
+	m, t, err := n.describe(ctx, o)
+	if err != nil {
+		return "", err
+	}
+	snap, err := n.fetch(ctx, o, m, t, progress)
+	if err != nil {
+		return "", fmt.Errorf("fetch snapshot %s: %w", o.Pos, err)
+	}
+	n.shelf.add(snap)
+	return snap.Path, nil
+}
+
+func (n *network) fetch(ctx context.Context, o replica.Offer, m *snapshot.Manifest, t *chunker.Torrent, progress func(done, total int64)) (*snapshot.Snapshot, error) {
+	wanted, stop := n.whileWanted(ctx, o)
+	defer stop()
+	err := n.swarm.Fetch(wanted, t, n.shelf.repo.Partial(m), func(p p2p.Progress) {
+		if progress != nil {
+			progress(p.Done, p.Total)
+		}
+	})
+	if err != nil {
+		if cause := context.Cause(wanted); cause != nil {
+			err = cause
+		}
+		return nil, err
+	}
+	snap, err := n.shelf.repo.Adopt(ctx, m, t)
+	if err != nil {
+		n.swarm.Drop(o.InfoHash)
+		if ctx.Err() == nil {
+			// Every piece was right, so what the manifest says is wrong: nothing to resume.
+			err = errors.Join(err, n.shelf.repo.Remove(m.Pos))
+		}
+		return nil, err
+	}
+	return snap, nil
+}
+
+// begin waits until nobody else fetches h.
+func (n *network) begin(ctx context.Context, h chunker.InfoHash) (finish func(), err error) {
+	for {
+		n.mu.Lock()
+		busy, ok := n.fetching[h]
+		if !ok {
+			done := make(chan struct{})
+			n.fetching[h] = done
+			n.mu.Unlock()
+			return func() {
+				n.mu.Lock()
+				delete(n.fetching, h)
+				n.mu.Unlock()
+				close(done)
+			}, nil
+		}
+		n.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// whileWanted returns a context that ends with errNoLongerOffered once others
+// are offered and o is not. While nothing is offered at all the fetch goes on:
+// those who fetch may hold every piece together.
+func (n *network) whileWanted(ctx context.Context, o replica.Offer) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			changed := n.fleet.Changed()
+			offers := n.fleet.Offers()
+			same := func(other replica.Offer) bool { return other.InfoHash == o.InfoHash }
+			if len(offers) > 0 && !slices.ContainsFunc(offers, same) {
+				cancel(errNoLongerOffered)
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return ctx, func() {
+		cancel(nil)
+		wg.Wait()
+	}
+}
+
+// describe asks the holders, one after the other, what the snapshot is.
+func (n *network) describe(ctx context.Context, o replica.Offer) (*snapshot.Manifest, *chunker.Torrent, error) {
+	errs := []error{fmt.Errorf("no holder could describe snapshot %s", o.Pos)}
+	for _, addr := range o.Holders {
+		m, t, err := n.describeFrom(ctx, addr, o)
+		if err == nil {
+			return m, t, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, nil, errors.Join(errs...)
+}
+
+func (n *network) describeFrom(ctx context.Context, addr string, o replica.Offer) (*snapshot.Manifest, *chunker.Torrent, error) {
+	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
+	defer cancel()
+	text, err := n.client.Manifest(ctx, addr, o.InfoHash)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, err := snapshot.ParseManifest(text)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := n.client.Torrent(ctx, addr, o.InfoHash)
+	if err != nil {
+		return nil, nil, err
+	}
+	return m, t, matches(o, m, t)
+}
+
+// matches compares what gossip, the manifest and the metainfo say of one
+// snapshot.
+func matches(o replica.Offer, m *snapshot.Manifest, t *chunker.Torrent) error {
+	for _, c := range []struct {
+		what      string
+		got, want any
+	}{
+		{"manifest's dataset", m.Dataset, o.Dataset},
+		{"manifest's position", m.Pos, o.Pos},
+		{"manifest's infohash", m.InfoHash, o.InfoHash},
+		{"manifest's size", m.Size, o.Size},
+		{"torrent's infohash", t.InfoHash(), o.InfoHash},
+		{"torrent's size", t.Size(), m.Size},
+		{"torrent's piece length", t.PieceLength(), m.PieceLength},
+	} {
+		if c.got != c.want {
+			return fmt.Errorf("snapshot %s: the %s is %v and should be %v", o.Pos, c.what, c.got, c.want)
+		}
+	}
+	return nil
+}

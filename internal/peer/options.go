@@ -1,0 +1,167 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/qs-peer/qs-peer/gossip"
+)
+
+// Where a node listens when an address is left empty.
+const (
+	DefaultSwarmAddr  = "127.0.0.1:6881"
+	DefaultGossipAddr = "127.0.0.1:7946"
+	DefaultPeerAddr   = "127.0.0.1:7947"
+	DefaultHTTPAddr   = "127.0.0.1:7948"
+)
+
+// DefaultKeepSnapshots is how many snapshots a manager keeps.
+const DefaultKeepSnapshots = 2
+
+// Options configure a node. Data, Name and Role are required. Listen addresses
+// are host:port; port 0 takes a free one.
+type Options struct {
+	Data string // the data directory
+	Name string
+	Role gossip.Role
+	Colo string
+
+	GossipAddr string // default DefaultGossipAddr
+	SwarmAddr  string // default DefaultSwarmAddr
+	PeerAddr   string // default DefaultPeerAddr
+	HTTPAddr   string // default DefaultHTTPAddr
+	RESPAddr   string // empty: no RESP over TCP
+	RESPUnix   string // path of a Unix socket; empty: none
+
+	// Join are gossip addresses of members. A manager with an empty data
+	// directory creates a dataset if it joins nobody or Init is set, and
+	// otherwise waits for the dataset of those it joins and follows it.
+	Join []string
+	Init bool
+	// Insecure allows listening on other than loopback addresses without TLS.
+	Insecure bool
+
+	// SnapshotEvery is how often a manager publishes when there are new
+	// entries. 0: only when asked.
+	SnapshotEvery time.Duration
+	// KeepSnapshots is how many snapshots a manager keeps and seeds. Default
+	// DefaultKeepSnapshots. The log reaches back to the oldest of them.
+	KeepSnapshots int
+	// UploadRate, DownloadRate and MintRate are in bytes per second. 0: no limit.
+	UploadRate, DownloadRate, MintRate int64
+
+	Version string
+	Logger  *slog.Logger // default: discarded
+}
+
+// listenAddr is a listen address beside the flag that sets it, for errors.
+type listenAddr struct{ flag, addr string }
+
+func (o *Options) listenAddrs() []listenAddr {
+	return []listenAddr{
+		{"--gossip-addr", o.GossipAddr},
+		{"--swarm-addr", o.SwarmAddr},
+		{"--peer-addr", o.PeerAddr},
+		{"--http-addr", o.HTTPAddr},
+		{"--resp-addr", o.RESPAddr},
+	}
+}
+
+// withDefaults returns o with what was left empty filled in.
+func (o Options) withDefaults() Options {
+	fill := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	fill(&o.GossipAddr, DefaultGossipAddr)
+	fill(&o.SwarmAddr, DefaultSwarmAddr)
+	fill(&o.PeerAddr, DefaultPeerAddr)
+	fill(&o.HTTPAddr, DefaultHTTPAddr)
+	fill(&o.Version, "unknown")
+	if o.KeepSnapshots == 0 {
+		o.KeepSnapshots = DefaultKeepSnapshots
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func (o *Options) validate(ctx context.Context) error {
+	switch {
+	case o.Data == "":
+		return errors.New("no data directory given: pass --data DIR")
+	case o.Name == "":
+		return errors.New("the node has no name: pass --name, unique in the fleet")
+	case o.Role != gossip.Manager && o.Role != gossip.Worker:
+		return fmt.Errorf("role %q: want %q or %q", o.Role, gossip.Manager, gossip.Worker)
+	case o.Role == gossip.Worker && o.Init:
+		return errors.New("--init creates a dataset, which only a manager does")
+	case o.KeepSnapshots < 1:
+		return fmt.Errorf("--keep-snapshots %d: a manager keeps at least one snapshot", o.KeepSnapshots)
+	case o.SnapshotEvery < 0:
+		return fmt.Errorf("--snapshot-every %v is negative", o.SnapshotEvery)
+	case o.UploadRate < 0 || o.DownloadRate < 0 || o.MintRate < 0:
+		return errors.New("a rate is negative: rates are in bytes per second, 0 for no limit")
+	}
+	for _, l := range o.listenAddrs() {
+		if l.addr == "" {
+			continue
+		}
+		if err := l.validate(ctx, o.Insecure); err != nil {
+			return err
+		}
+	}
+	for _, addr := range o.Join {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return fmt.Errorf("--join %q: want host:port of a member's gossip address: %w", addr, err)
+		}
+	}
+	return nil
+}
+
+func (l listenAddr) validate(ctx context.Context, insecure bool) error {
+	host, _, err := net.SplitHostPort(l.addr)
+	if err != nil {
+		return fmt.Errorf("%s %q: want host:port: %w", l.flag, l.addr, err)
+	}
+	if insecure {
+		return nil
+	}
+	local, err := isLoopback(ctx, host)
+	if err != nil {
+		return fmt.Errorf("%s %q: %w", l.flag, l.addr, err)
+	}
+	if !local {
+		return fmt.Errorf("%s %s reaches beyond this machine without TLS: whoever can connect could read, write and join; "+
+			"listen on a loopback address, or pass --insecure if the network is trusted", l.flag, l.addr)
+	}
+	return nil
+}
+
+// isLoopback reports whether every address of host is of this machine only. An
+// empty host listens everywhere.
+func isLoopback(ctx context.Context, host string) (bool, error) {
+	if host == "" {
+		return false, nil
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true, nil
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return false, err
+	}
+	for _, a := range addrs {
+		if !a.Unmap().IsLoopback() {
+			return false, nil
+		}
+	}
+	return true, nil
+}

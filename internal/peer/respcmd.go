@@ -1,0 +1,233 @@
+package peer
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/tidwall/redcon"
+
+	"github.com/qs-peer/qs-peer/lmdbstore"
+)
+
+// maxReply bounds the values of one answer, in bytes.
+const maxReply = 64 << 20
+
+// respCommand is how a command is answered.
+type respCommand struct {
+	min, max int // arguments, the name included; max 0: any number
+	flags    string
+	firstKey int
+	lastKey  int
+	step     int
+	// run appends the answer to c.out, or returns the error to answer.
+	run func(c *respConn, args [][]byte) error
+	// queue takes the command into the connection's transaction instead.
+	queue func(c *respConn, args [][]byte) error
+	// inMulti marks what works the same within a transaction.
+	inMulti bool
+}
+
+func (cmd *respCommand) takes(n int) bool {
+	return n >= cmd.min && (cmd.max == 0 || n <= cmd.max)
+}
+
+// respCommands is filled by a function because COMMAND lists it.
+var respCommands = makeRESPCommands()
+
+func makeRESPCommands() map[string]*respCommand {
+	cmds := map[string]*respCommand{
+		"GET":     {min: 2, max: 2, flags: "readonly", firstKey: 1, lastKey: 1, step: 1, run: (*respConn).get},
+		"MGET":    {min: 2, flags: "readonly", firstKey: 1, lastKey: -1, step: 1, run: (*respConn).mget},
+		"EXISTS":  {min: 2, flags: "readonly", firstKey: 1, lastKey: -1, step: 1, run: (*respConn).exists},
+		"STRLEN":  {min: 2, max: 2, flags: "readonly", firstKey: 1, lastKey: 1, step: 1, run: (*respConn).strlen},
+		"SCAN":    {min: 2, flags: "readonly", run: (*respConn).scan},
+		"SET":     {min: 3, flags: "write", firstKey: 1, lastKey: 1, step: 1, run: writing(parseSet), queue: queueing(parseSet)},
+		"DEL":     {min: 2, flags: "write", firstKey: 1, lastKey: -1, step: 1, run: writing(parseDel), queue: queueing(parseDel)},
+		"MSET":    {min: 3, flags: "write", firstKey: 1, lastKey: -1, step: 2, run: writing(parseMSet), queue: queueing(parseMSet)},
+		"MULTI":   {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).multi},
+		"EXEC":    {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).exec},
+		"DISCARD": {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).discard},
+		"PING":    {min: 1, max: 2, flags: "fast", run: (*respConn).ping},
+		"ECHO":    {min: 2, max: 2, flags: "fast", run: (*respConn).echo},
+		"QUIT":    {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).bye},
+		"INFO":    {min: 1, flags: "fast", run: (*respConn).info},
+		"SELECT":  {min: 2, max: 2, flags: "fast", run: (*respConn).choose},
+	}
+	cmds["COMMAND"] = &respCommand{min: 1, flags: "fast", run: func(c *respConn, args [][]byte) error {
+		return c.describeCommands(cmds, args)
+	}}
+	return cmds
+}
+
+func respErrorf(format string, args ...any) error { return respError(fmt.Sprintf(format, args...)) }
+
+func (c *respConn) get(args [][]byte) error {
+	return c.view(args, func(tx *lmdbstore.Tx) error {
+		v, ok, err := tx.Get(args[0])
+		if err == nil {
+			c.appendValue(v, ok)
+		}
+		return err
+	})
+}
+
+func (c *respConn) mget(args [][]byte) error {
+	mark, size := len(c.out), 0
+	c.out = redcon.AppendArray(c.out, len(args))
+	err := c.view(args, func(tx *lmdbstore.Tx) error {
+		for _, key := range args {
+			v, ok, err := tx.Get(key)
+			if err != nil {
+				return err
+			}
+			if size += len(v); size > maxReply {
+				return respErrorf("ERR the values asked for are longer than %d bytes together: ask for fewer keys", maxReply)
+			}
+			c.appendValue(v, ok)
+		}
+		return nil
+	})
+	if err != nil {
+		c.out = c.out[:mark]
+	}
+	return err
+}
+
+func (c *respConn) exists(args [][]byte) error {
+	n := int64(0)
+	err := c.view(args, func(tx *lmdbstore.Tx) error {
+		for _, key := range args {
+			_, ok, err := tx.Get(key)
+			if err != nil {
+				return err
+			}
+			if ok {
+				n++
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		c.out = redcon.AppendInt(c.out, n)
+	}
+	return err
+}
+
+func (c *respConn) strlen(args [][]byte) error {
+	n := int64(0)
+	err := c.view(args, func(tx *lmdbstore.Tx) error {
+		v, _, err := tx.Get(args[0])
+		n = int64(len(v))
+		return err
+	})
+	if err == nil {
+		c.out = redcon.AppendInt(c.out, n)
+	}
+	return err
+}
+
+// view runs fn in a read transaction after checking keys.
+func (c *respConn) view(keys [][]byte, fn func(*lmdbstore.Tx) error) error {
+	for _, key := range keys {
+		if err := checkKey(key); err != nil {
+			return err
+		}
+	}
+	return c.server.reads.view(fn)
+}
+
+func (c *respConn) appendValue(v []byte, ok bool) {
+	if ok {
+		c.out = redcon.AppendBulk(c.out, v)
+	} else {
+		c.out = redcon.AppendNull(c.out)
+	}
+}
+
+func (c *respConn) ping(args [][]byte) error {
+	if len(args) == 0 {
+		c.out = redcon.AppendString(c.out, "PONG")
+		return nil
+	}
+	return c.echo(args)
+}
+
+func (c *respConn) echo(args [][]byte) error {
+	c.out = redcon.AppendBulk(c.out, args[0])
+	return nil
+}
+
+func (c *respConn) bye([][]byte) error {
+	c.quit = true
+	c.out = redcon.AppendOK(c.out)
+	return nil
+}
+
+func (c *respConn) choose(args [][]byte) error {
+	if string(args[0]) != "0" {
+		return respErrorf("ERR DB index is out of range: there is only database 0")
+	}
+	c.out = redcon.AppendOK(c.out)
+	return nil
+}
+
+func (c *respConn) info([][]byte) error {
+	s := c.server
+	role := "slave"
+	if s.writer.node.writer() {
+		role = "master"
+	}
+	st, state := s.reads.status(), s.reads.store.State()
+	text := fmt.Sprintf("# Server\r\nqs_version:%s\r\nqs_name:%s\r\nprocess_id:%d\r\n"+
+		"# Replication\r\nrole:%s\r\nqs_state:%s\r\nqs_applied_seq:%d\r\nqs_applied_hash:%s\r\nqs_head_seq:%d\r\n"+
+		"# Connection\r\nqs_last_write_seq:%d\r\n",
+		s.version, s.name, os.Getpid(), role, st.State, state.Pos.Seq, state.Pos.Hash, max(st.Head.Seq, state.Pos.Seq), c.lastSeq)
+	c.out = redcon.AppendBulkString(c.out, text)
+	return nil
+}
+
+func (c *respConn) describeCommands(cmds map[string]*respCommand, args [][]byte) error {
+	if len(args) > 0 {
+		if strings.EqualFold(string(args[0]), "COUNT") {
+			c.out = redcon.AppendInt(c.out, int64(len(cmds)))
+		} else {
+			c.out = redcon.AppendArray(c.out, 0) // DOCS and the like: nothing is known
+		}
+		return nil
+	}
+	names := make([]string, 0, len(cmds))
+	for name := range cmds {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	c.out = redcon.AppendArray(c.out, len(names))
+	for _, name := range names {
+		cmd := cmds[name]
+		arity := cmd.min
+		if cmd.max != cmd.min {
+			arity = -cmd.min
+		}
+		c.out = redcon.AppendArray(c.out, 6)
+		c.out = redcon.AppendBulkString(c.out, strings.ToLower(name))
+		c.out = redcon.AppendInt(c.out, int64(arity))
+		c.out = redcon.AppendArray(c.out, 1)
+		c.out = redcon.AppendString(c.out, cmd.flags)
+		for _, n := range []int{cmd.firstKey, cmd.lastKey, cmd.step} {
+			c.out = redcon.AppendInt(c.out, int64(n))
+		}
+	}
+	return nil
+}
+
+// parseCount reads a positive number.
+func parseCount(text []byte) (int, error) {
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < 1 {
+		return 0, respErrorf("ERR value is not an integer or out of range")
+	}
+	return n, nil
+}
+

@@ -1,0 +1,164 @@
+package peer
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/qs-peer/qs-peer/lmdbstore"
+)
+
+// maxScans bounds how many scans hold a read transaction at once.
+const maxScans = 64
+
+// textPair and base64Pair are the two forms of a line; []byte becomes base64.
+type (
+	textPair struct {
+		Key   string `json:"key"`
+		Value string `json:"value"`
+	}
+	base64Pair struct {
+		Key   []byte `json:"key"`
+		Value []byte `json:"value"`
+	}
+)
+
+// getScan streams pairs from one read transaction. It gives a slow client
+// stallTimeout for each writeChunk, so that none holds the transaction for long.
+func (a *api) getScan(w http.ResponseWriter, r *http.Request) {
+	rng, inBase64, err := scanParams(r.URL.RawQuery)
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	select {
+	case a.scans <- struct{}{}:
+		defer func() { <-a.scans }()
+	case <-r.Context().Done():
+		return
+	}
+	out := &lineWriter{w: w, base64: inBase64}
+	out.buf = bufio.NewWriterSize(out, writeChunk)
+	out.json = json.NewEncoder(out.buf)
+	out.json.SetEscapeHTML(false)
+	err = a.reads.view(func(tx *lmdbstore.Tx) error {
+		state, err := tx.State()
+		if err != nil {
+			return err
+		}
+		w.Header().Set(posHeader, state.Pos.String())
+		return tx.Scan(rng, func(key, value []byte) error {
+			if err := r.Context().Err(); err != nil {
+				return err
+			}
+			return out.pair(key, value)
+		})
+	})
+	switch {
+	case err == nil:
+		w.Header().Set("Content-Type", jsonLines)
+		if err := out.buf.Flush(); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	case !out.begun:
+		w.Header().Del(posHeader)
+		a.fail(w, r, err)
+	default:
+		// Too late for a status: a last line that says why, and no clean end.
+		_ = out.json.Encode(newErrorBody(err))
+		_ = out.buf.Flush()
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}
+}
+
+const jsonLines = "application/jsonl"
+
+// lineWriter writes pairs as JSON Lines and knows whether any reached the
+// client.
+type lineWriter struct {
+	w      http.ResponseWriter
+	base64 bool
+	begun  bool
+	buf    *bufio.Writer
+	json   *json.Encoder
+}
+
+func (l *lineWriter) pair(key, value []byte) error {
+	if l.base64 {
+		return l.json.Encode(base64Pair{key, notNil(value)})
+	}
+	if !utf8.Valid(key) {
+		return &notTextError{"key", slices.Clone(key)}
+	}
+	if !utf8.Valid(value) {
+		return &notTextError{"value", slices.Clone(key)}
+	}
+	return l.json.Encode(textPair{string(key), string(value)})
+}
+
+// notNil keeps an empty value from becoming null.
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// Write takes what the buffer spills.
+func (l *lineWriter) Write(p []byte) (int, error) {
+	if !l.begun {
+		l.begun = true
+		l.w.Header().Set("Content-Type", jsonLines)
+	}
+	return l.w.Write(p)
+}
+
+func scanParams(query string) (rng lmdbstore.Range, inBase64 bool, err error) {
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return rng, false, badRequest("query: %v", err)
+	}
+	for name, values := range q {
+		if !slices.Contains([]string{"prefix", "start", "end", "reverse", "limit", "base64"}, name) {
+			return rng, false, badRequest("unknown query parameter %q: there are prefix, start, end, reverse, limit and base64", name)
+		}
+		if len(values) > 1 {
+			return rng, false, badRequest("query parameter %q is given %d times", name, len(values))
+		}
+	}
+	param := func(name string) []byte {
+		if v := q.Get(name); v != "" {
+			return []byte(v)
+		}
+		return nil
+	}
+	rng.Prefix, rng.Start, rng.End = param("prefix"), param("start"), param("end")
+	if rng.End != nil && bytes.Compare(rng.Start, rng.End) > 0 {
+		return rng, false, badRequest("start %q is after end %q: start is the lower bound, also with reverse=true", rng.Start, rng.End)
+	}
+	if text := q.Get("limit"); text != "" {
+		if rng.Limit, err = strconv.Atoi(text); err != nil || rng.Limit < 1 {
+			return rng, false, badRequest("limit %q: want a number from 1", text)
+		}
+	}
+	rng.Reverse, err = boolParam(q, "reverse")
+	inBase64, err2 := boolParam(q, "base64")
+	return rng, inBase64, errors.Join(err, err2)
+}
+
+func boolParam(q url.Values, name string) (bool, error) {
+	switch q.Get(name) {
+	case "", "false", "0":
+		return false, nil
+	case "true", "1":
+		return true, nil
+	}
+	return false, badRequest("%s=%s: want true or false", name, q.Get(name))
+}

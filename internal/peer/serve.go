@@ -1,0 +1,185 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// listeners are the node's open sockets, but for gossip's. Whoever serves one
+// takes it; what nobody took is closed by the cleanup.
+type listeners struct {
+	swarm, peer, http, resp, respUnix net.Listener
+
+	addresses Addrs
+}
+
+func listen(o *Options, stop *cleanup) (*listeners, error) {
+	ls := &listeners{addresses: Addrs{PID: os.Getpid()}}
+	stop.addClose("close listeners", ls.close)
+	for _, l := range []struct {
+		flag, addr string
+		to         *net.Listener
+		bound      *string
+	}{
+		{"--swarm-addr", o.SwarmAddr, &ls.swarm, &ls.addresses.Swarm},
+		{"--peer-addr", o.PeerAddr, &ls.peer, &ls.addresses.Peer},
+		{"--http-addr", o.HTTPAddr, &ls.http, &ls.addresses.HTTP},
+		{"--resp-addr", o.RESPAddr, &ls.resp, &ls.addresses.RESP},
+	} {
+		if l.addr == "" {
+			continue
+		}
+		ln, err := net.Listen("tcp", l.addr)
+		if err != nil {
+			return nil, listenError(l.flag, l.addr, err)
+		}
+		*l.to, *l.bound = ln, ln.Addr().String()
+	}
+	if o.RESPUnix != "" {
+		ln, err := listenUnix(o.RESPUnix)
+		if err != nil {
+			return nil, listenError("--resp-unix", o.RESPUnix, err)
+		}
+		ls.respUnix, ls.addresses.RESPUnix = ln, o.RESPUnix
+	}
+	return ls, nil
+}
+
+// listenUnix listens on a socket file, in place of one that a killed process
+// left behind.
+func listenUnix(path string) (net.Listener, error) {
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			conn.Close()
+			return nil, syscall.EADDRINUSE
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			if err := os.Remove(path); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return net.Listen("unix", path)
+}
+
+// listenError names the flag to change.
+func listenError(flag, addr string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("%s %s is taken by another process: stop it, or choose another address with %s", flag, addr, flag)
+	}
+	return fmt.Errorf("listen on %s %s: %w", flag, addr, err)
+}
+
+// take hands a listener over to its server.
+func (ls *listeners) take(l *net.Listener) net.Listener {
+	ln := *l
+	*l = nil
+	return ln
+}
+
+// takeRESP hands over those RESP is served on.
+func (ls *listeners) takeRESP() []net.Listener {
+	var lns []net.Listener
+	for _, l := range []*net.Listener{&ls.resp, &ls.respUnix} {
+		if *l != nil {
+			lns = append(lns, ls.take(l))
+		}
+	}
+	return lns
+}
+
+func (ls *listeners) close() error {
+	var errs []error
+	for _, l := range []net.Listener{ls.swarm, ls.peer, ls.http, ls.resp, ls.respUnix} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// serveHTTP serves h on ln until stop is called, which lets requests finish
+// until its context ends, and then cuts them off.
+func serveHTTP(ln net.Listener, h http.Handler, logger *slog.Logger) (stop func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	srv := newServer(ctx, h, logger)
+	served := serve(srv, ln)
+	return func(grace context.Context) error {
+		defer cancel()
+		if err := srv.Shutdown(grace); err != nil {
+			cancel()
+			srv.Close()
+		}
+		return <-served
+	}
+}
+
+// serveStreams is serveHTTP for requests that never end by themselves: stop
+// ends them first.
+func serveStreams(ln net.Listener, h http.Handler, logger *slog.Logger) (stop func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	srv := newServer(ctx, h, logger)
+	served := serve(srv, ln)
+	return func(grace context.Context) error {
+		cancel()
+		if err := srv.Shutdown(grace); err != nil {
+			srv.Close()
+		}
+		return <-served
+	}
+}
+
+func newServer(ctx context.Context, h http.Handler, logger *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+	}
+}
+
+// serve returns what Serve returned, once it does; the end by Shutdown is no error.
+func serve(srv *http.Server, ln net.Listener) <-chan error {
+	served := make(chan error, 1)
+	go func() {
+		err := srv.Serve(ln)
+		if errors.Is(err, http.ErrServerClosed) {
+			err = nil
+		}
+		served <- err
+	}()
+	return served
+}
+
+// life is the node's background work.
+type life struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+func newLife() *life {
+	l := &life{}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	return l
+}
+
+func (l *life) run(work func(context.Context)) { l.wg.Go(func() { work(l.ctx) }) }
+
+func (l *life) stop(context.Context) error {
+	l.cancel()
+	l.wg.Wait()
+	return nil
+}

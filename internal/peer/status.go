@@ -1,0 +1,130 @@
+package peer
+
+import (
+	"time"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// FleetStatus is the fleet as one node's gossip sees it: GET /v1/status.
+type FleetStatus struct {
+	Self    string         `json:"self"`
+	Members []MemberStatus `json:"members"` // this node first, then by name
+}
+
+// MemberStatus is one node in a FleetStatus.
+type MemberStatus struct {
+	Name string      `json:"name"`
+	Role gossip.Role `json:"role"`
+	Colo string      `json:"colo"`
+	// State is the replica's, or "left" or "failed".
+	State       string     `json:"state"`
+	Writer      bool       `json:"writer"`
+	Dataset     string     `json:"dataset"`
+	AppliedSeq  uint64     `json:"applied_seq"`
+	AppliedHash string `json:"applied_hash"` // empty at seq 0
+	// HeadSeq is the furthest entry that this node knows of in the member's dataset.
+	HeadSeq    uint64 `json:"head_seq"`
+	LagEntries uint64 `json:"lag_entries"`
+	// LagSeconds is by the writer's clock alone: the time between the last
+	// entry that the member applied and the furthest one. 0 without lag.
+	LagSeconds        float64 `json:"lag_seconds"`
+	LogFirst          uint64  `json:"log_first"`
+	SnapshotSeq       uint64  `json:"snapshot_seq"` // the newest one that the member seeds; 0: none
+	SnapshotInfohash  string  `json:"snapshot_infohash"`
+	Progress          float64 `json:"progress"` // of a bootstrap, 0 to 1
+	BytesFromManagers int64   `json:"bytes_from_managers"`
+	BytesFromWorkers  int64   `json:"bytes_from_workers"`
+	Version           string  `json:"version"`
+	GossipAddr        string  `json:"gossip_addr"`
+	HTTPAddr          string  `json:"http_addr"`
+	// Upstream and Error are known of this node only.
+	Upstream string `json:"upstream,omitempty"`
+	Error    string `json:"error,omitempty"`
+}
+
+// statusOf makes the report out of what gossip knows, own being what this
+// node's replica knows better.
+func statusOf(members []gossip.Member, own replica.Status) FleetStatus {
+	heads := map[txlog.DatasetID]head{}
+	for i, m := range members {
+		h := heads[m.Dataset]
+		h.take(m.Head, m.HeadTime)
+		h.take(m.Applied, m.AppliedTime)
+		if i == 0 {
+			h.take(own.Head, own.HeadTime)
+		}
+		heads[m.Dataset] = h
+	}
+	if len(heads) == 2 {
+		// A node that holds nothing yet lags behind the one dataset there is.
+		none := heads[txlog.DatasetID{}]
+		for id, h := range heads {
+			if !id.IsZero() && none.pos.Seq < h.pos.Seq {
+				heads[txlog.DatasetID{}] = h
+			}
+		}
+	}
+	s := FleetStatus{Self: members[0].Name, Members: make([]MemberStatus, 0, len(members))}
+	for i, m := range members {
+		ms := memberStatus(m, heads[m.Dataset])
+		if i == 0 {
+			ms.State, ms.Upstream, ms.Error = string(own.State), own.Upstream, own.Err
+		}
+		s.Members = append(s.Members, ms)
+	}
+	return s
+}
+
+// head is the furthest position seen in a dataset.
+type head struct {
+	pos  txlog.Pos
+	time time.Time
+}
+
+func (h *head) take(pos txlog.Pos, at time.Time) {
+	if pos.Seq > h.pos.Seq || (pos == h.pos && h.time.IsZero()) {
+		h.pos, h.time = pos, at
+	}
+}
+
+func memberStatus(m gossip.Member, h head) MemberStatus {
+	s := MemberStatus{
+		Name: m.Name, Role: m.Role, Colo: m.Colo, State: m.State, Writer: m.Writer,
+		AppliedSeq: m.Applied.Seq,
+		HeadSeq: h.pos.Seq, LogFirst: m.LogFirst,
+		Progress: m.Progress, BytesFromManagers: m.BytesFromManagers, BytesFromWorkers: m.BytesFromWorkers,
+		Version: m.Version, GossipAddr: m.Addr, HTTPAddr: m.HTTPAddr,
+	}
+	switch m.Liveness {
+	case gossip.Failed:
+		s.State = "failed"
+	case gossip.Left:
+		s.State = "left"
+	}
+	if !m.Dataset.IsZero() {
+		s.Dataset = m.Dataset.String()
+	}
+	if m.Applied.Seq > 0 {
+		s.AppliedHash = m.Applied.Hash.String()
+	}
+	if h.pos.Seq > m.Applied.Seq {
+		s.LagEntries = h.pos.Seq - m.Applied.Seq
+		if !h.time.IsZero() && !m.AppliedTime.IsZero() {
+			s.LagSeconds = max(0, h.time.Sub(m.AppliedTime).Seconds())
+		}
+	}
+	var newest gossip.Announcement
+	for _, a := range m.Snapshots {
+		if a.Pos.Seq > newest.Pos.Seq {
+			newest = a
+		}
+	}
+	if newest.Pos.Seq > 0 {
+		s.SnapshotSeq, s.SnapshotInfohash = newest.Pos.Seq, chunker.InfoHash(newest.InfoHash).String()
+	}
+	return s
+}

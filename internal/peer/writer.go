@@ -1,0 +1,62 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// writer takes transactions. On a node that is not the dataset's writer it
+// refuses them, and says who is.
+type writer struct {
+	node  *node
+	self  string
+	log   *txlog.Log
+	fleet *fleet
+	// applied waits until reads here see an entry.
+	applied func(ctx context.Context, seq uint64) error
+	// fail is told when the log stopped for good.
+	fail func(error)
+}
+
+// check returns why this node takes no writes, nil if it does.
+func (w *writer) check() error {
+	if w.node.writer() {
+		return nil
+	}
+	e := &notWriterError{what: w.self + " takes no writes"}
+	if m, ok := w.fleet.writer(w.log.Dataset()); ok {
+		e.name, e.url = m.Name, memberURL(m)
+	}
+	return e
+}
+
+func memberURL(m gossip.Member) string {
+	if m.HTTPAddr == "" {
+		return ""
+	}
+	return "http://" + m.HTTPAddr
+}
+
+// write makes ops one entry and returns once that is on stable storage and
+// reads here see it.
+func (w *writer) write(ctx context.Context, ops []txlog.Op) (txlog.Pos, error) {
+	if err := w.check(); err != nil {
+		return txlog.Pos{}, err
+	}
+	pos, err := w.log.Append(ctx, ops)
+	if err != nil {
+		if errors.Is(err, txlog.ErrFailed) {
+			// Only opening the log again tells what the disk kept: let the supervisor restart us.
+			w.fail(fmt.Errorf("append to log: %w", err))
+		}
+		return txlog.Pos{}, err
+	}
+	if err := w.applied(ctx, pos.Seq); err != nil {
+		return txlog.Pos{}, fmt.Errorf("entry %d is written and will be applied, but waiting for that failed: %w", pos.Seq, err)
+	}
+	return pos, nil
+}
