@@ -150,7 +150,9 @@ type Gossip struct {
 	addr      net.Addr
 	bridge    *logBridge
 
-	dirty  chan struct{} // the own record is to be broadcast
+	dirty     chan struct{} // the own record is to be broadcast
+	contested chan struct{} // another process claims the own name
+
 	ctx    context.Context
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -170,7 +172,7 @@ func Start(o Options) (*Gossip, error) {
 		log:   o.Logger,
 		join:  slices.Clone(o.Join),
 		view:  newView(o.ForgetAfter),
-		dirty: make(chan struct{}, 1),
+		dirty: make(chan struct{}, 1), contested: make(chan struct{}, 1),
 	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.view.alive, RetransmitMult: retransmits}
@@ -268,7 +270,12 @@ func (g *Gossip) close() error {
 }
 
 // publishInterval is the least time between two broadcasts of the own record.
-const publishInterval = 200 * time.Millisecond
+// In a fleet of more than publishNodes it grows in proportion: what the gossip
+// can carry does not grow with the number of those who talk.
+const (
+	publishInterval = 200 * time.Millisecond
+	publishNodes    = 50
+)
 
 // publishSoon lets publish know that the own record changed.
 func (g *Gossip) publishSoon() {
@@ -278,8 +285,8 @@ func (g *Gossip) publishSoon() {
 	}
 }
 
-// publish broadcasts the own record after changes, the newest state of it, and
-// no more often than publishInterval.
+// publish broadcasts the own record after changes, always its newest state, and
+// no more often than it should.
 func (g *Gossip) publish() {
 	defer g.wg.Done()
 	for {
@@ -293,7 +300,7 @@ func (g *Gossip) publish() {
 		select {
 		case <-g.ctx.Done():
 			return
-		case <-time.After(publishInterval):
+		case <-time.After(publishInterval * time.Duration(max(publishNodes, g.view.alive())) / publishNodes):
 		}
 	}
 }

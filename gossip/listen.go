@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"context"
 	"fmt"
 	"log"
 	"net"
@@ -22,7 +23,7 @@ func (g *Gossip) listen(o Options) error {
 			return fmt.Errorf("gossip address %q: %w", addr, err)
 		}
 		local = tcp.IP.IsLoopback()
-		if transport, err = listenNet(tcp, logger); err != nil {
+		if transport, err = listenNet(g.ctx, tcp, logger); err != nil {
 			return fmt.Errorf("gossip: listen on %s: %w", addr, err)
 		}
 	}
@@ -33,6 +34,7 @@ func (g *Gossip) listen(o Options) error {
 	// Few nodes wait long for others to confirm a suspicion, by default 18 to
 	// 24 s. A wrong one is refuted soon and costs little here.
 	c.SuspicionMaxTimeoutMult = 2
+	c.PushPullInterval = 15 * time.Second
 	c.Name = o.Facts.Name
 	c.Transport = transport
 	c.Delegate, c.Events, c.Conflict = delegate{g}, delegate{g}, delegate{g}
@@ -50,8 +52,8 @@ func (g *Gossip) listen(o Options) error {
 }
 
 // listenNet listens on TCP and UDP at one port. Port 0 takes one that is free
-// for both.
-func listenNet(addr *net.TCPAddr, logger *log.Logger) (memberlist.Transport, error) {
+// for both. Connections that it dials break when ctx ends.
+func listenNet(ctx context.Context, addr *net.TCPAddr, logger *log.Logger) (memberlist.Transport, error) {
 	host := "0.0.0.0" // what memberlist takes for "any", and finds an address to advertise for
 	if addr.IP != nil && !addr.IP.Equal(net.IPv4zero) {
 		if addr.IP.IsUnspecified() {
@@ -70,8 +72,40 @@ func listenNet(addr *net.TCPAddr, logger *log.Logger) (memberlist.Transport, err
 			BindAddrs: []string{host}, BindPort: addr.Port, Logger: logger,
 		})
 		if err == nil {
-			return t, nil
+			return &tcpudp{NetTransport: t, ctx: ctx}, nil
 		}
 	}
 	return nil, err
+}
+
+// tcpudp is memberlist's transport with connections that do not hold up Close.
+type tcpudp struct {
+	*memberlist.NetTransport
+	ctx context.Context
+}
+
+var _ memberlist.NodeAwareTransport = (*tcpudp)(nil)
+
+func (t *tcpudp) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return t.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+func (t *tcpudp) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	d := net.Dialer{Timeout: timeout}
+	conn, err := d.DialContext(t.ctx, "tcp", a.Addr)
+	if err != nil {
+		return nil, err
+	}
+	return &boundConn{Conn: conn, release: context.AfterFunc(t.ctx, func() { conn.Close() })}, nil
+}
+
+// boundConn is a connection that a context's end closes.
+type boundConn struct {
+	net.Conn
+	release func() bool
+}
+
+func (c *boundConn) Close() error {
+	c.release()
+	return c.Conn.Close()
 }

@@ -16,6 +16,12 @@ const (
 	// the dead after a while, and a healed partition would not be noticed.
 	reconnectInterval = 15 * time.Second
 
+	// A contested name is claimed again every settleEvery, until nobody contested
+	// it for settleFor: the others keep a dead predecessor for a few seconds, and
+	// say nothing while they suspect it.
+	settleEvery = 2 * time.Second
+	settleFor   = 15 * time.Second
+
 	forgetInterval = 30 * time.Second
 )
 
@@ -24,19 +30,22 @@ func (g *Gossip) keepJoined() {
 	defer g.wg.Done()
 	forget := time.NewTicker(min(forgetInterval, g.view.forgetAfter))
 	defer forget.Stop()
-	alone, backoff := true, joinMin
 	next := time.NewTimer(0)
 	defer next.Stop()
+	settle := time.NewTimer(settleEvery)
+	settle.Stop()
+	defer settle.Stop()
+	var settleUntil time.Time
+	alone, joinDelay := true, joinMin
 	for {
 		changed := g.view.wait()
-		if g.view.alive() > 1 {
+		if now := g.view.alive() <= 1; now != alone {
+			alone, joinDelay = now, joinMin
 			if alone {
-				alone = false
+				next.Reset(jitter(joinDelay))
+			} else {
 				next.Reset(jitter(reconnectInterval))
 			}
-		} else if !alone {
-			alone, backoff = true, joinMin
-			next.Reset(jitter(backoff))
 		}
 		select {
 		case <-g.ctx.Done():
@@ -44,26 +53,37 @@ func (g *Gossip) keepJoined() {
 		case <-changed:
 		case now := <-forget.C:
 			g.view.forget(now)
+		case <-g.contested:
+			now := time.Now()
+			if now.After(settleUntil) {
+				settle.Reset(settleEvery)
+			}
+			settleUntil = now.Add(settleFor)
+		case now := <-settle.C:
+			g.reach(g.view.addrs()[Alive], 1)
+			if now.Before(settleUntil) {
+				settle.Reset(settleEvery)
+			}
 		case <-next.C:
-			g.reach(alone)
 			if alone {
-				next.Reset(jitter(backoff))
-				backoff = min(2*backoff, joinMax)
+				g.reach(g.missing(), len(g.join)+maxReach)
+				next.Reset(jitter(joinDelay))
+				joinDelay = min(2*joinDelay, joinMax)
 			} else {
+				g.reach(g.missing(), 1)
 				next.Reset(jitter(reconnectInterval))
 			}
 		}
 	}
 }
 
-// reach tries to join all candidates while alone, and one otherwise.
-func (g *Gossip) reach(alone bool) {
-	candidates := g.candidates()
-	if !alone && len(candidates) > 1 {
-		i := rand.IntN(len(candidates))
-		candidates = candidates[i : i+1]
-	}
-	for _, addr := range candidates {
+// maxReach is how many failed members a lonely node tries at once.
+const maxReach = 10
+
+// reach exchanges state with up to n of the nodes at addrs, picked at random.
+func (g *Gossip) reach(addrs []string, n int) {
+	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+	for _, addr := range addrs[:min(n, len(addrs))] {
 		if g.ctx.Err() != nil {
 			return
 		}
@@ -76,12 +96,15 @@ func (g *Gossip) reach(alone bool) {
 	}
 }
 
-// candidates returns the addresses of members that failed and of those to join
-// that are not alive, this node's own left out.
-func (g *Gossip) candidates() []string {
-	failed, alive := g.view.lost()
-	all := slices.Concat(g.join, failed)
-	all = slices.DeleteFunc(all, func(addr string) bool { return alive[canonical(addr)] })
+// missing returns the addresses of members that failed and of those to join
+// that are not alive.
+func (g *Gossip) missing() []string {
+	known := g.view.addrs()
+	all := slices.Concat(known[Failed], g.join)
+	all = slices.DeleteFunc(all, func(addr string) bool {
+		addr = canonical(addr)
+		return addr == g.addr.String() || slices.Contains(known[Alive], addr)
+	})
 	slices.Sort(all)
 	return slices.Compact(all)
 }

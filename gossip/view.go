@@ -282,22 +282,18 @@ func (v *view) alive() int {
 	return n
 }
 
-// lost returns the gossip addresses of members that failed without a word, and
-// whether addr is the address of a member that is alive.
-func (v *view) lost() (failed []string, alive map[string]bool) {
+// addrs returns the gossip addresses of the others by their liveness.
+func (v *view) addrs() map[Liveness][]string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	alive = make(map[string]bool)
+	addrs := make(map[Liveness][]string)
 	for _, m := range v.members {
-		switch v.liveness(m) {
-		case Alive:
-			alive[m.addr] = true
-		case Failed:
-			failed = append(failed, m.addr)
+		if m.key != v.self.key {
+			l := v.liveness(m)
+			addrs[l] = append(addrs[l], m.addr)
 		}
 	}
-	slices.Sort(failed)
-	return failed, alive
+	return addrs
 }
 
 // The state that a push-pull exchanges: a version byte, then the records of all

@@ -1,0 +1,249 @@
+package gossip
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// fullRecord has every field at its limit.
+func fullRecord(name string) record {
+	long := func(n int) string { return strings.Repeat("x", n) }
+	pos := func(n uint64) txlog.Pos { return txlog.Pos{Seq: n, Hash: txlog.Hash{byte(n)}} }
+	r := record{
+		key:     key{name: name + long(maxName-len(name)), addr: long(maxAddr)},
+		version: version{incarnation: maxIncarnation, counter: math.MaxUint64},
+		leaving: true,
+		facts: Facts{
+			Role: Role(long(maxRole)), Colo: long(maxColo), Version: long(maxVersion), Writer: true,
+			SwarmAddr: long(maxAddr), PeerAddr: long(maxAddr), HTTPAddr: long(maxAddr),
+			Dataset: txlog.DatasetID{1, 2, 3}, State: long(maxState),
+			Applied: pos(8), AppliedTime: time.Unix(1, 2), Head: pos(9), HeadTime: time.Unix(3, 4),
+			LogFirst: math.MaxUint64, Progress: 0.5, BytesFromManagers: math.MaxInt64, BytesFromWorkers: 1,
+			Snapshots: []Announcement{{Pos: pos(7), InfoHash: [20]byte{1}, Size: 1}, {Pos: pos(6)}, {Pos: pos(5), Size: math.MaxInt64}},
+		},
+	}
+	r.facts.Name = r.name
+	return r
+}
+
+func TestRecordRoundTrip(t *testing.T) {
+	small := record{key: key{"n", "1.2.3.4:5"}, facts: Facts{Name: "n", Role: Worker}}
+	for name, r := range map[string]record{"full": fullRecord("n"), "small": small} {
+		t.Run(name, func(t *testing.T) {
+			if err := r.encode(); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d bytes", len(r.raw))
+			got, err := decodeRecord(r.raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(got, r) {
+				t.Errorf("got  %+v\nwant %+v", got, r)
+			}
+		})
+	}
+}
+
+// The largest record must get into a packet of memberlist's, or it would wait
+// in the queue for ever.
+func TestLargestRecordFitsAPacket(t *testing.T) {
+	r := fullRecord("n")
+	if err := r.encode(); err != nil {
+		t.Fatal(err)
+	}
+	const headerOverhead, messageOverhead = 2, 3 // of a compound packet and of a user message in it
+	limit := memberlist.DefaultLANConfig().UDPBufferSize - headerOverhead
+	if MaxFacts+messageOverhead > limit {
+		t.Errorf("MaxFacts is %d, a packet holds %d", MaxFacts, limit-messageOverhead)
+	}
+	q := memberlist.TransmitLimitedQueue{NumNodes: func() int { return 1 }, RetransmitMult: 1}
+	q.QueueBroadcast(queued{name: "n", raw: r.raw})
+	if got := q.GetBroadcasts(messageOverhead, limit); len(got) != 1 {
+		t.Errorf("a record of %d bytes was not sent", len(r.raw))
+	}
+}
+
+func TestRecordRefused(t *testing.T) {
+	good := record{key: key{"n", "1.2.3.4:5"}, facts: Facts{Name: "n", Role: Worker, Progress: 1}}
+	if err := good.encode(); err != nil {
+		t.Fatal(err)
+	}
+	raw := good.raw
+	for n := range raw {
+		if _, err := decodeRecord(raw[:n]); err == nil {
+			t.Errorf("the first %d of %d bytes were taken", n, len(raw))
+		}
+	}
+	edit := func(at int, b ...byte) []byte {
+		c := bytes.Clone(raw)
+		copy(c[at:], b)
+		return c
+	}
+	const flagsAt, nameAt = 17, 18
+	progressAt := len(raw) - 1 - 16 - 8
+	for name, b := range map[string][]byte{
+		"empty":                 {},
+		"version 0":             edit(0, 0),
+		"incarnation too large": edit(8, 0x80),
+		"unknown flag":          edit(flagsAt, 4),
+		"empty name":            append(append(bytes.Clone(raw[:nameAt]), 0), raw[nameAt+2:]...),
+		"name too long":         edit(nameAt, 255),
+		"name not UTF-8":        edit(nameAt+1, 0xff),
+		"progress NaN":          edit(progressAt, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f),
+		"progress 2":            edit(progressAt, 0, 0, 0, 0, 0, 0, 0, 0x40),
+		"negative bytes":        edit(len(raw)-2, 0x80),
+		"4 announcements":       edit(len(raw)-1, 4),
+		"missing announcement":  edit(len(raw)-1, 1),
+		"trailing byte":         append(bytes.Clone(raw), 0),
+		"too long":              append(bytes.Clone(raw), make([]byte, MaxFacts)...),
+	} {
+		if r, err := decodeRecord(b); err == nil {
+			t.Errorf("%s: taken as %+v", name, r)
+		} else if errors.Is(err, errNewerRecord) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := decodeRecord(edit(0, 2)); !errors.Is(err, errNewerRecord) {
+		t.Errorf("version 2: %v", err)
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	for _, r := range []record{fullRecord("n"), {key: key{"n", "1.2.3.4:5"}}} {
+		if err := r.encode(); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(r.raw)
+	}
+	f.Add([]byte{2, 1, 2, 3})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := decodeRecord(b)
+		if err != nil {
+			return
+		}
+		again := record{key: r.key, version: r.version, leaving: r.leaving, facts: r.facts}
+		if err := again.encode(); err != nil {
+			t.Fatalf("decoded, but: %v", err)
+		}
+		if !bytes.Equal(again.raw, b) {
+			t.Fatalf("not canonical:\n%x\n%x", b, again.raw)
+		}
+	})
+}
+
+func FuzzState(f *testing.F) {
+	v := newView(time.Hour)
+	for i := range 3 {
+		learn(f, v, i)
+	}
+	f.Add(v.state())
+	f.Add([]byte{1, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		v := newView(time.Hour)
+		splitState(b, func(raw []byte) {
+			if r, err := decodeRecord(raw); err == nil {
+				v.hear(r, time.Unix(0, 0))
+			}
+		})
+	})
+}
+
+// learn makes node i a member of v with a record of the usual size.
+func learn(t testing.TB, v *view, i int) record {
+	t.Helper()
+	r := record{
+		key:     key{fmt.Sprintf("worker-%04d.colo.example", i), fmt.Sprintf("10.0.%d.%d:7946", i/250, i%250)},
+		version: version{incarnation: 1},
+		facts: Facts{Role: Worker, Colo: "colo", Version: "v1.2.3", State: "serving",
+			SwarmAddr: ":6881", PeerAddr: ":7947", HTTPAddr: ":7948",
+			Snapshots: make([]Announcement, MaxSnapshots)},
+	}
+	r.facts.Name = r.name
+	if err := r.encode(); err != nil {
+		t.Fatal(err)
+	}
+	v.joined(r.key, time.Unix(0, 0))
+	if got := v.hear(r, time.Unix(0, 0)); got != applied {
+		t.Fatalf("verdict %v", got)
+	}
+	return r
+}
+
+// A push-pull of 1,000 records stays far below memberlist's limit of 20 MiB.
+func TestStateOfAThousand(t *testing.T) {
+	const limit = 1000 * (MaxFacts + 2)
+	v := newView(time.Hour)
+	for i := range 1000 {
+		learn(t, v, i)
+	}
+	b := v.state()
+	t.Logf("1,000 records: %d bytes", len(b))
+	if len(b) > limit {
+		t.Errorf("%d bytes, want at most %d", len(b), limit)
+	}
+	n := 0
+	if err := splitState(b, func(raw []byte) { n++ }); err != nil || n != 1000 {
+		t.Errorf("%d records, %v", n, err)
+	}
+	for _, bad := range [][]byte{nil, {2}, {1, 0}, {1, 9, 0, 1}} {
+		if err := splitState(bad, func([]byte) {}); err == nil {
+			t.Errorf("state %x was taken", bad)
+		}
+	}
+}
+
+func TestOrphansAreBounded(t *testing.T) {
+	v := newView(time.Hour)
+	now := time.Unix(0, 0)
+	known := learn(t, v, 0)
+	taken := 0
+	for i := range 5 * maxOrphans {
+		if v.hear(record{key: key{fmt.Sprint("orphan ", i), "1.2.3.4:5"}}, now) == applied {
+			taken++
+		}
+	}
+	if taken != maxOrphans {
+		t.Errorf("%d orphans were kept, want %d", taken, maxOrphans)
+	}
+	if got := len(v.list()); got != 1 {
+		t.Errorf("%d members, want 1", got)
+	}
+	v.forget(now.Add(orphanMaxAge))
+	if len(v.records) != 1 || v.records[known.key] == nil {
+		t.Errorf("%d records after a while, want the member's only", len(v.records))
+	}
+}
+
+// A name that moved to another address keeps nothing of the old one, and a
+// record that came before its member counts once the member is there.
+func TestNameMoves(t *testing.T) {
+	v := newView(time.Hour)
+	now := time.Unix(0, 0)
+	old := learn(t, v, 0)
+	moved := record{key: key{old.name, "10.9.9.9:1"}, version: version{incarnation: 2}, facts: Facts{Name: old.name, State: "moved"}}
+	if got := v.hear(moved, now); got != applied {
+		t.Fatal(got)
+	}
+	if m := v.list()[0]; m.State != "serving" || m.Addr != old.addr {
+		t.Errorf("before the move: %+v", m)
+	}
+	v.joined(moved.key, now)
+	if m := v.list()[0]; m.State != "moved" || m.Addr != moved.addr {
+		t.Errorf("after the move: %+v", m)
+	}
+	v.died(old.key, now) // late news of the old process
+	if m := v.list()[0]; m.Liveness != Alive {
+		t.Errorf("the old process' death counts against the new one: %+v", m)
+	}
+}
