@@ -1,0 +1,271 @@
+package p2p
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/anacrolix/torrent"
+	pp "github.com/anacrolix/torrent/peer_protocol"
+	infohash "github.com/anacrolix/torrent/types/infohash"
+
+	"github.com/qs-peer/qs-peer/chunker"
+)
+
+// Payload is accounted to one of two kinds of senders. A peer that SetPeers does
+// not list counts as a worker.
+const (
+	fromManager = iota
+	fromWorker
+)
+
+// holding is this node's part in one torrent's swarm.
+type holding struct {
+	torrent *chunker.Torrent
+	swarm   *Swarm
+	lib     *torrent.Torrent // set by attach
+
+	ctx      context.Context // of the Seed or Fetch that made it
+	fail     context.CancelCauseFunc
+	released chan struct{} // closed when the file is closed
+
+	// Guarded by Swarm.mu.
+	store        *store // set by attach
+	busy         bool   // a Seed or Fetch is running and will release it if need be
+	fetching     bool
+	received     [2]int64 // in verified pieces, by sender's role
+	wasted       int64
+	contributors map[int]map[torrent.PeerID]int64 // bytes of unverified pieces
+	dials        map[torrent.PeerID]*dial
+	lastData     time.Time // when useful payload last came
+	stalls       int       // how often in a row the watchdog intervened
+}
+
+// link is one connection for one torrent.
+type link struct {
+	peer    torrent.PeerID
+	holding *holding
+	since   time.Time
+
+	// Guarded by Swarm.mu.
+	lastData  time.Time
+	unclaimed int64 // bytes of the last block, until it is known to be useful
+}
+
+// hold reserves a torrent for a Seed or a Fetch, which must settle it.
+func (s *Swarm) hold(ctx context.Context, t *chunker.Torrent) (*holding, error) {
+	h := &holding{
+		torrent:      t,
+		swarm:        s,
+		released:     make(chan struct{}),
+		busy:         true,
+		contributors: make(map[int]map[torrent.PeerID]int64),
+		dials:        make(map[torrent.PeerID]*dial),
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, ErrSwarmClosed
+	}
+	if _, held := s.holdings[t.InfoHash()]; held {
+		return nil, ErrHeld
+	}
+	s.holdings[t.InfoHash()] = h
+	h.ctx, h.fail = context.WithCancelCause(ctx)
+	return h, nil
+}
+
+// attach joins the swarm with a store, which it owns from here on.
+func (s *Swarm) attach(h *holding, st *store) error {
+	s.mu.Lock()
+	h.store = st
+	h.lastData = time.Now()
+	s.mu.Unlock()
+	lib, isNew := s.client.AddTorrentOpt(torrent.AddTorrentOpts{
+		InfoHash:                 infohash.T(h.torrent.InfoHash()),
+		InfoBytes:                h.torrent.InfoBytes(),
+		Storage:                  st,
+		ChunkSize:                pp.Integer(min(blockSize, h.torrent.PieceLength())),
+		DisableInitialPieceCheck: true, // the store knows
+	})
+	h.lib = lib
+	if !isNew || lib.Info() == nil {
+		return errors.New("the torrent client refuses the torrent")
+	}
+	return nil
+}
+
+// settle ends a Seed or Fetch: on success the torrent stays, otherwise it goes.
+func (s *Swarm) settle(h *holding, err error) error {
+	s.mu.Lock()
+	if err == nil {
+		err = context.Cause(h.ctx)
+	}
+	h.busy = err != nil // who removes it: this call, or a later release
+	s.mu.Unlock()
+	if err != nil {
+		s.remove(h)
+	}
+	return err
+}
+
+// release makes a torrent go, and returns when it is gone.
+func (s *Swarm) release(h *holding, why error) {
+	s.mu.Lock()
+	h.fail(why)
+	busy := h.busy
+	h.busy = true // it is removed once
+	s.mu.Unlock()
+	if !busy {
+		s.remove(h)
+	}
+	<-h.released
+}
+
+// remove leaves the torrent's swarm and closes the file.
+func (s *Swarm) remove(h *holding) {
+	if h.lib != nil {
+		h.lib.Drop()
+	}
+	s.mu.Lock()
+	st := h.store
+	delete(s.holdings, h.torrent.InfoHash())
+	s.mu.Unlock()
+	if st != nil {
+		st.close()
+	}
+	h.fail(ErrDropped) // frees the context
+	close(h.released)
+}
+
+func (s *Swarm) setFetching(h *holding, fetching bool) {
+	s.mu.Lock()
+	h.fetching = fetching
+	s.mu.Unlock()
+	s.wakeKeeper()
+}
+
+func (s *Swarm) progress(h *holding) Progress {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := Progress{
+		Total:        h.torrent.Size(),
+		Done:         h.store.verified(),
+		FromManagers: h.received[fromManager],
+		FromWorkers:  h.received[fromWorker],
+		Wasted:       h.wasted,
+	}
+	for _, l := range s.links {
+		if l.holding == h {
+			p.Peers++
+		}
+	}
+	return p
+}
+
+// role tells as whose payload a peer's counts. s.mu is held.
+func (s *Swarm) role(id torrent.PeerID) int {
+	if s.roster[id].Manager {
+		return fromManager
+	}
+	return fromWorker
+}
+
+// The torrent client calls the following with its lock held.
+
+func (s *Swarm) connAdded(c *torrent.PeerConn) {
+	// No extension is spoken, above all not hole punching, by which a peer can
+	// make us dial an address of its choice.
+	c.LocalLtepProtocolMap = new(torrent.LocalLtepProtocolMap)
+	ih := chunker.InfoHash(c.Torrent().InfoHash())
+	now := time.Now()
+	s.mu.Lock()
+	if h := s.holdings[ih]; h != nil {
+		s.links[c] = &link{peer: c.PeerID, holding: h, since: now, lastData: now}
+	}
+	s.mu.Unlock()
+	s.wakeKeeper()
+}
+
+func (s *Swarm) connClosed(c *torrent.PeerConn) {
+	s.mu.Lock()
+	l := s.links[c]
+	if l != nil {
+		s.waste(l.holding, l.unclaimed)
+		delete(s.links, c)
+	}
+	s.mu.Unlock()
+	s.wakeKeeper()
+}
+
+// messageRead sees every message before the client handles it.
+func (s *Swarm) messageRead(c *torrent.PeerConn, m *pp.Message) {
+	if m.Type != pp.Piece || m.Keepalive {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.links[c]; l != nil {
+		s.waste(l.holding, l.unclaimed) // nobody had a use for the block before
+		l.unclaimed = int64(len(m.Piece))
+	}
+}
+
+// usefulRead follows messageRead when the block is one that was missing.
+func (s *Swarm) usefulRead(e torrent.ReceivedUsefulDataEvent) {
+	c, ok := e.Peer.TryAsPeerConn()
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.links[c]
+	if l == nil {
+		return
+	}
+	h, piece := l.holding, int(e.Message.Index)
+	if h.contributors[piece] == nil {
+		h.contributors[piece] = make(map[torrent.PeerID]int64, 1)
+	}
+	h.contributors[piece][l.peer] += int64(len(e.Message.Piece))
+	l.unclaimed = 0
+	l.lastData = time.Now()
+	h.lastData = l.lastData
+	h.stalls = 0
+}
+
+// pieceChecked is called by the store, without the client's lock.
+func (h *holding) pieceChecked(piece int, good bool) {
+	s := h.swarm
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	contributors := h.contributors[piece]
+	delete(h.contributors, piece)
+	s.metrics.pieces.WithLabelValues(verdict(good)).Inc()
+	for id, n := range contributors {
+		if !good {
+			s.waste(h, n)
+			s.blame(id, len(contributors) == 1)
+			continue
+		}
+		role := s.role(id)
+		h.received[role] += n
+		s.received[role] += n
+		s.metrics.received(role, n)
+		if sh := s.shunned[id]; sh != nil {
+			sh.praise()
+		}
+	}
+	if !good {
+		s.wakeKeeper()
+	}
+}
+
+// waste counts payload that was of no use. s.mu is held.
+func (s *Swarm) waste(h *holding, n int64) {
+	h.wasted += n
+	s.metrics.wasted.Add(float64(n))
+}
+
+// storeFailed ends a fetch whose file can not be written or read back.
+func (h *holding) storeFailed(err error) { h.fail(err) }

@@ -1,0 +1,260 @@
+package p2p
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/anacrolix/torrent"
+
+	"github.com/qs-peer/qs-peer/chunker"
+)
+
+const (
+	// keepInterval is how often the keeper looks at what is being fetched.
+	keepInterval = 200 * time.Millisecond
+	// fullMesh is the most peers among which everybody connects to everybody;
+	// with more, each looks for degree connections.
+	fullMesh = 12
+	degree   = 6
+
+	// A peer is dialled again after redialMin, doubled with each failure up to
+	// redialMax, ± 50%.
+	redialMin = 250 * time.Millisecond
+	redialMax = 8 * time.Second
+	// provenAfter is how long a connection must last for the failures before it
+	// to be forgotten.
+	provenAfter = 5 * time.Second
+	// politeDelay is how long the peer that should be dialled waits for the
+	// other to do it, so that two do not dial each other at once.
+	politeDelay = 500 * time.Millisecond
+
+	// stallAfter is how long a fetch may receive nothing, while connected to
+	// peers that have what it lacks, before their connections are made anew. It
+	// doubles with each time in a row, up to stallMax.
+	stallAfter = 10 * time.Second
+	stallMax   = 2 * time.Minute
+
+	// A peer that sent damaged data is shunned for shunMin, doubled with each
+	// time up to shunMax.
+	shunMin = 5 * time.Second
+	shunMax = 5 * time.Minute
+)
+
+// dial is what is known about reaching a peer for one torrent.
+type dial struct {
+	failures int
+	next     time.Time
+}
+
+// shun is what a peer has earned by sending damaged data.
+type shun struct {
+	strikes int // pieces that it alone, or perhaps it, spoilt
+	until   time.Time
+}
+
+// praise forgives one strike for a good piece.
+func (s *shun) praise() { s.strikes = max(0, s.strikes-1) }
+
+// blame notes that a peer contributed to a damaged piece. If others did too,
+// it takes two such pieces to be shunned. s.mu is held.
+func (s *Swarm) blame(id torrent.PeerID, alone bool) {
+	sh := s.shunned[id]
+	if sh == nil {
+		sh = new(shun)
+		s.shunned[id] = sh
+	}
+	sh.strikes++
+	if alone || sh.strikes > 1 {
+		sh.until = time.Now().Add(backoff(shunMin, shunMax, sh.strikes))
+		s.o.Logger.Info("peer sent damaged data", "peer", s.roster[id].Name, "shunned_until", sh.until)
+	}
+}
+
+// isShunned reports whether a peer is not to be connected to. s.mu is held.
+func (s *Swarm) isShunned(id torrent.PeerID, now time.Time) bool {
+	sh := s.shunned[id]
+	return sh != nil && now.Before(sh.until)
+}
+
+// backoff returns least × 2^(n-1), at most most, ± 50%.
+func backoff(least, most time.Duration, n int) time.Duration {
+	d := least << min(max(n-1, 0), 16)
+	return time.Duration(float64(min(d, most)) * (0.5 + rand.Float64()))
+}
+
+// keep looks after connections until ctx ends.
+func (s *Swarm) keep(ctx context.Context) {
+	ticker := time.NewTicker(keepInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		case <-ticker.C:
+		}
+		s.tend(time.Now())
+	}
+}
+
+// tend decides with mu held and acts without it.
+func (s *Swarm) tend(now time.Time) {
+	type work struct {
+		holding *holding
+		dial    []torrent.PeerID
+		stalled []*torrent.PeerConn
+	}
+	var todo []work
+	var shunned []*torrent.PeerConn
+	s.mu.Lock()
+	for c, l := range s.links {
+		if s.isShunned(l.peer, now) {
+			shunned = append(shunned, c)
+		}
+	}
+	for _, h := range s.holdings {
+		if h.fetching {
+			todo = append(todo, work{h, s.toDial(h, now), s.stalled(h, now)})
+		}
+	}
+	s.mu.Unlock()
+
+	for _, c := range shunned {
+		c.Close()
+	}
+	for _, w := range todo {
+		var infos []torrent.PeerInfo
+		for _, id := range w.dial {
+			infos = append(infos, torrent.PeerInfo{Id: id, Addr: dialName(id), Source: torrent.PeerSourceDirect, Trusted: true})
+		}
+		if len(infos) > 0 {
+			w.holding.lib.AddPeers(infos)
+		}
+		s.unstall(w.holding, w.stalled)
+	}
+}
+
+// toDial returns the peers to be dialled now for a torrent. Few peers are all
+// connected; of many, each node looks for a few, in an order that is its own,
+// and for one manager. s.mu is held.
+func (s *Swarm) toDial(h *holding, now time.Time) []torrent.PeerID {
+	connected := make(map[torrent.PeerID]bool)
+	managed := false
+	for _, l := range s.links {
+		if l.holding != h {
+			continue
+		}
+		connected[l.peer] = true
+		managed = managed || s.roster[l.peer].Manager
+		if d := h.dials[l.peer]; d != nil && now.Sub(l.since) > provenAfter {
+			d.failures = 0
+		}
+	}
+	want := len(s.roster)
+	if want > fullMesh {
+		want = degree
+	}
+	var ids []torrent.PeerID
+	for _, id := range s.preferences(h) {
+		manager := s.roster[id].Manager
+		if len(connected) >= want && (managed || !manager) {
+			continue
+		}
+		if connected[id] || s.isShunned(id, now) || !h.due(id, s.self, now) {
+			continue
+		}
+		connected[id] = true // or about to be
+		managed = managed || manager
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// preferences returns the peers in this node's order for a torrent: pseudo-random,
+// but always the same. s.mu is held.
+func (s *Swarm) preferences(h *holding) []torrent.PeerID {
+	type ranked struct {
+		id   torrent.PeerID
+		rank [sha256.Size]byte
+	}
+	all := make([]ranked, 0, len(s.roster))
+	for id := range s.roster {
+		all = append(all, ranked{id, pairRank(h.torrent.InfoHash(), s.self, id)})
+	}
+	slices.SortFunc(all, func(a, b ranked) int { return bytes.Compare(a.rank[:], b.rank[:]) })
+	ids := make([]torrent.PeerID, len(all))
+	for i, r := range all {
+		ids[i] = r.id
+	}
+	return ids
+}
+
+func pairRank(ih chunker.InfoHash, self, other torrent.PeerID) [sha256.Size]byte {
+	var b []byte
+	b = append(b, ih[:]...)
+	b = append(b, self[:]...)
+	b = append(b, other[:]...)
+	return sha256.Sum256(b)
+}
+
+// due reports whether a peer that is not connected is to be dialled now, and
+// notes that it is. Swarm.mu is held.
+func (h *holding) due(id, self torrent.PeerID, now time.Time) bool {
+	d := h.dials[id]
+	if d == nil {
+		d = new(dial)
+		h.dials[id] = d
+		// Of two connections between a pair the client keeps the one that the
+		// higher id opened.
+		if bytes.Compare(self[:], id[:]) < 0 {
+			d.next = now.Add(politeDelay)
+		}
+	}
+	if now.Before(d.next) {
+		return false
+	}
+	d.failures++
+	d.next = now.Add(backoff(redialMin, redialMax, d.failures))
+	return true
+}
+
+// stalled returns the connections of a torrent if it received nothing for too
+// long. s.mu is held.
+func (s *Swarm) stalled(h *holding, now time.Time) []*torrent.PeerConn {
+	patience := min(stallAfter<<min(h.stalls, 8), stallMax)
+	if now.Sub(h.lastData) < patience {
+		return nil
+	}
+	var conns []*torrent.PeerConn
+	for c, l := range s.links {
+		if l.holding == h && now.Sub(l.since) >= stallAfter {
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
+
+// unstall closes those connections whose peer has pieces that are missing here:
+// something is wrong with them. They are dialled again.
+func (s *Swarm) unstall(h *holding, conns []*torrent.PeerConn) {
+	closed := 0
+	for _, c := range conns {
+		if h.store.lacksAnyOf(c.PeerPieces()) {
+			c.Close()
+			closed++
+		}
+	}
+	if closed == 0 {
+		return
+	}
+	s.metrics.stalls.Inc()
+	s.o.Logger.Warn("fetch stalled: connections are made anew", "torrent", h.torrent.Name(), "connections", closed)
+	s.mu.Lock()
+	h.stalls++
+	h.lastData = time.Now()
+	s.mu.Unlock()
+}

@@ -1,0 +1,200 @@
+package p2p
+
+import (
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/anacrolix/torrent/metainfo"
+	"github.com/anacrolix/torrent/storage"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/durable"
+)
+
+// store is the torrent client's view of one file: reads and writes through one
+// descriptor, so that the file may be renamed, and which pieces are good, in
+// memory. It is not mapped: a file that somebody cuts short must not crash the
+// process.
+type store struct {
+	torrent *chunker.Torrent
+	file    durable.File
+	watcher storeWatcher
+
+	complete chan struct{} // closed once every piece is good
+
+	mu    sync.Mutex // guards what follows
+	good  []bool
+	done  int64 // bytes of good pieces
+	ended bool  // complete is closed
+}
+
+// storeWatcher hears what happens to a store. It is not called with a lock of
+// the store's held.
+type storeWatcher interface {
+	pieceChecked(piece int, good bool)
+	storeFailed(error)
+}
+
+func newStore(t *chunker.Torrent, f durable.File, good []bool, w storeWatcher) *store {
+	s := &store{torrent: t, file: f, good: good, watcher: w, complete: make(chan struct{})}
+	for i, ok := range good {
+		if ok {
+			s.done += t.PieceSize(i)
+		}
+	}
+	s.finishIfDone()
+	return s
+}
+
+// openPartial opens the file of a fetch and finds the good pieces in it. It
+// gives the file its full length, after a look at whether the disk can hold it.
+func openPartial(ctx context.Context, fsys durable.FS, path string, t *chunker.Torrent) (_ durable.File, good []bool, err error) {
+	f, err := fsys.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	size, err := f.Size()
+	if err != nil {
+		return nil, nil, err
+	}
+	if size == 0 {
+		good = make([]bool, t.Pieces())
+	} else if good, err = t.Check(ctx, f, nil); err != nil {
+		return nil, nil, err
+	}
+	if err := checkRoom(path, t.Size()); err != nil {
+		return nil, nil, err
+	}
+	if size != t.Size() {
+		if err := f.Truncate(t.Size()); err != nil {
+			return nil, nil, err
+		}
+	}
+	return f, good, nil
+}
+
+// verified returns the bytes of good pieces.
+func (s *store) verified() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done
+}
+
+func (s *store) isGood(i int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.good[i]
+}
+
+func (s *store) mark(i int, good bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.good[i] == good {
+		return
+	}
+	s.good[i] = good
+	if good {
+		s.done += s.torrent.PieceSize(i)
+	} else {
+		s.done -= s.torrent.PieceSize(i)
+	}
+	s.finishIfDone()
+}
+
+func (s *store) finishIfDone() {
+	if s.done == s.torrent.Size() && !s.ended {
+		s.ended = true
+		close(s.complete)
+	}
+}
+
+func (s *store) close() error { return s.file.Close() }
+
+// OpenTorrent implements storage.ClientImpl. The file is closed by the holding,
+// which outlives the client's use of it.
+func (s *store) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
+	return storage.TorrentImpl{
+		Piece: func(p metainfo.Piece) storage.PieceImpl { return storePiece{s, p.Index()} },
+		Close: func() error { return nil },
+	}, nil
+}
+
+// storePiece implements storage.PieceImpl and storage.SelfHashing.
+type storePiece struct {
+	*store
+	i int
+}
+
+func (p storePiece) offset() int64 { return int64(p.i) * p.torrent.PieceLength() }
+
+// ReadAt returns io.EOF where the file is too short; the client then calls
+// MarkNotComplete.
+func (p storePiece) ReadAt(b []byte, off int64) (int, error) {
+	return p.file.ReadAt(b, p.offset()+off)
+}
+
+func (p storePiece) WriteAt(b []byte, off int64) (int, error) {
+	n, err := p.file.WriteAt(b, p.offset()+off)
+	if err != nil {
+		p.watcher.storeFailed(err)
+	}
+	return n, err
+}
+
+func (p storePiece) MarkComplete() error {
+	p.mark(p.i, true)
+	return nil
+}
+
+func (p storePiece) MarkNotComplete() error {
+	p.mark(p.i, false)
+	return nil
+}
+
+func (p storePiece) Completion() storage.Completion {
+	return storage.Completion{Ok: true, Complete: p.isGood(p.i)}
+}
+
+var hashBuffers = sync.Pool{New: func() any { return new([blockSize]byte) }}
+
+// SelfHash hashes a piece whose blocks have all been written.
+func (p storePiece) SelfHash() (metainfo.Hash, error) {
+	buf := hashBuffers.Get().(*[blockSize]byte)
+	defer hashBuffers.Put(buf)
+	sum := sha1.New()
+	r := io.NewSectionReader(p.file, p.offset(), p.torrent.PieceSize(p.i))
+	n, err := io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{r}, buf[:])
+	if err == nil && n != p.torrent.PieceSize(p.i) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		err = fmt.Errorf("read back piece %d: %w", p.i, err)
+		p.watcher.storeFailed(err)
+		return metainfo.Hash{}, err
+	}
+	hash := metainfo.Hash(sum.Sum(nil))
+	p.watcher.pieceChecked(p.i, [20]byte(hash) == p.torrent.PieceHash(p.i))
+	return hash, nil
+}
+
+// lacksAnyOf reports whether one of the pieces is missing here.
+func (s *store) lacksAnyOf(pieces interface{ Contains(uint32) bool }) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, good := range s.good {
+		if !good && pieces.Contains(uint32(i)) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,115 @@
+package p2p
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// swarmMetrics are the qs_swarm_* metrics.
+type swarmMetrics struct {
+	registerer prometheus.Registerer
+	collectors []prometheus.Collector
+
+	bytesReceived *prometheus.CounterVec // by the sender's role
+	wasted        prometheus.Counter
+	pieces        *prometheus.CounterVec // by verdict
+	stalls        prometheus.Counter
+}
+
+func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
+	m := &swarmMetrics{
+		registerer: r,
+		bytesReceived: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "qs_swarm_received_bytes_total",
+			Help: "Payload received in verified pieces, by the sender's role.",
+		}, []string{"from"}),
+		wasted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "qs_swarm_wasted_bytes_total",
+			Help: "Payload received twice or in damaged pieces.",
+		}),
+		pieces: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "qs_swarm_pieces_total",
+			Help: "Received pieces checked, by verdict.",
+		}, []string{"verdict"}),
+		stalls: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "qs_swarm_stalls_total",
+			Help: "Times a fetch received nothing for so long that its connections were made anew.",
+		}),
+	}
+	sent := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "qs_swarm_sent_bytes_total",
+		Help: "Payload sent to other peers.",
+	}, func() float64 {
+		stats := s.client.ConnStats()
+		return float64(stats.BytesWrittenData.Int64())
+	})
+	peers := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "qs_swarm_connections",
+		Help: "Open connections, over all torrents.",
+	}, func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return float64(len(s.links))
+	})
+	m.collectors = []prometheus.Collector{m.bytesReceived, m.wasted, m.pieces, m.stalls, sent, peers,
+		torrentsGauge(s, "seeding", false), torrentsGauge(s, "fetching", true)}
+	for role := range roleNames {
+		m.bytesReceived.WithLabelValues(roleNames[role])
+	}
+	for _, good := range []bool{true, false} {
+		m.pieces.WithLabelValues(verdict(good))
+	}
+	if r == nil {
+		return m, nil
+	}
+	for i, c := range m.collectors {
+		if err := r.Register(c); err != nil {
+			m.collectors = m.collectors[:i]
+			m.unregister()
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return m, nil
+}
+
+func torrentsGauge(s *Swarm, state string, fetching bool) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "qs_swarm_torrents",
+		Help:        "Torrents held, by what is done with them.",
+		ConstLabels: prometheus.Labels{"state": state},
+	}, func() float64 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n := 0
+		for _, h := range s.holdings {
+			if h.fetching == fetching {
+				n++
+			}
+		}
+		return float64(n)
+	})
+}
+
+// unregister makes room for another swarm with the same registerer.
+func (m *swarmMetrics) unregister() {
+	if m.registerer == nil {
+		return
+	}
+	for _, c := range m.collectors {
+		m.registerer.Unregister(c)
+	}
+}
+
+var roleNames = [...]string{fromManager: "manager", fromWorker: "worker"}
+
+func (m *swarmMetrics) received(role int, n int64) {
+	m.bytesReceived.WithLabelValues(roleNames[role]).Add(float64(n))
+}
+
+func verdict(good bool) string {
+	if good {
+		return "verified"
+	}
+	return "failed"
+}
