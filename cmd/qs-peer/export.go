@@ -62,7 +62,7 @@ when the export is complete.`,
 				if err == nil && count.bytes > 0 && count.last != '\n' {
 					err = client.ErrCutOff
 				}
-				return explainCutOff(err, enc.base64)
+				return err
 			}
 			if toFile {
 				err = replaceFile(args[0], fetch)
@@ -71,7 +71,7 @@ when the export is complete.`,
 			}
 			meter.Done()
 			if err != nil {
-				return fmt.Errorf("export: %w", err)
+				return fmt.Errorf("export: %w", withBase64Hint(err))
 			}
 			if toFile && !quiet {
 				took := time.Since(begun)

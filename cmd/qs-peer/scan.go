@@ -3,9 +3,9 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -52,14 +52,14 @@ backslashes in keys and values are escaped as in JSON.`,
 			}
 			body, err := c.Scan(cmd.Context(), r)
 			if err != nil {
-				return err
+				return withBase64Hint(err)
 			}
 			defer body.Close()
 			if asJSON {
 				_, err := io.Copy(cmd.OutOrStdout(), body)
-				return explainCutOff(err, enc.base64)
+				return withBase64Hint(err)
 			}
-			return explainCutOff(printPairs(cmd.OutOrStdout(), body), enc.base64)
+			return withBase64Hint(printPairs(cmd.OutOrStdout(), body))
 		},
 	}
 	t.flags(cmd, answerTimeout)
@@ -113,13 +113,10 @@ func writeEscaped(w *bufio.Writer, s string) {
 	}
 }
 
-// explainCutOff adds to an answer that was cut off what the likely reason is.
-func explainCutOff(err error, base64 bool) error {
-	if !errors.Is(err, client.ErrCutOff) {
-		return err
+// withBase64Hint translates the node's advice into a flag.
+func withBase64Hint(err error) error {
+	if err != nil && strings.Contains(err.Error(), "base64=true") {
+		return fmt.Errorf("%w (--base64)", err)
 	}
-	if base64 {
-		return fmt.Errorf("%w: the node's log says why", err)
-	}
-	return fmt.Errorf("%w: if keys or values are not text use --base64; otherwise the node's log says why", err)
+	return err
 }

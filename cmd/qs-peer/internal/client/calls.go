@@ -136,8 +136,8 @@ type Range struct {
 }
 
 // Scan streams the pairs of r as JSON Lines, in key order, all from one state.
-// Reading the body fails with ErrCutOff when the node could not complete it.
-// The caller closes it.
+// Reading the body fails when the node could not complete it: with the node's
+// reason, or with ErrCutOff when it gave none. The caller closes it.
 func (c *Client) Scan(ctx context.Context, r Range) (io.ReadCloser, error) {
 	q := url.Values{}
 	for name, bound := range map[string][]byte{"prefix": r.Prefix, "start": r.Start, "end": r.End} {
@@ -158,7 +158,7 @@ func (c *Client) Scan(ctx context.Context, r Range) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return resp.Body, nil
+	return newScanBody(resp.Body), nil
 }
 
 // Snapshot mints and publishes a snapshot now.

@@ -75,15 +75,10 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	switch {
-	case e.Status != http.StatusMisdirectedRequest:
-		return e.Message
-	case e.Writer == "":
-		return "this node does not take writes, and does not know which manager does"
-	default:
-		return fmt.Sprintf("this node does not take writes; the writer is %s: use --addr %s",
-			e.Writer, strings.TrimPrefix(e.Writer, "http://"))
+	if e.Writer != "" {
+		return fmt.Sprintf("%s (--addr %s)", e.Message, strings.TrimPrefix(e.Writer, "http://"))
 	}
+	return e.Message
 }
 
 // errSilent ends a request whose node said nothing for too long.

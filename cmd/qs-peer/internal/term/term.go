@@ -96,14 +96,13 @@ func Plural[T ~int | ~int64 | ~uint64](n T, noun string) string {
 	return Count(n) + " " + noun + "s"
 }
 
-// Duration returns d with three digits that matter: 1.23s, 45.6ms.
+// Duration returns d with the three digits that matter: 1.23s, 45.7ms.
 func Duration(d time.Duration) string {
-	for unit := time.Minute; unit > time.Nanosecond; unit /= 10 {
-		if d >= unit {
-			return d.Round(unit / 100).String()
-		}
+	unit := time.Duration(1)
+	for unit <= d/1000 {
+		unit *= 10
 	}
-	return d.String()
+	return d.Round(unit).String()
 }
 
 // Cell is one field of a table.
