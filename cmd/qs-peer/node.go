@@ -56,10 +56,10 @@ func (n *node) flags(cmd *cobra.Command) {
 	if o.Role == gossip.Manager {
 		f.BoolVar(&o.Init, "init", false, "create a dataset and take its writes even when joining others (default false: a new manager that joins nobody does, one that joins follows)")
 	}
-	f.StringVar(&o.GossipAddr, "gossip-addr", "127.0.0.1:7946", "listen here for gossip, TCP and UDP; port 0 takes a free one, here and below")
-	f.StringVar(&o.SwarmAddr, "swarm-addr", "127.0.0.1:6881", "listen here for the torrent swarm")
-	f.StringVar(&o.PeerAddr, "peer-addr", "127.0.0.1:7947", "listen here for peers that stream the log")
-	f.StringVar(&o.HTTPAddr, "http-addr", "127.0.0.1:7948", "listen here for HTTP: the commands, metrics, health")
+	f.StringVar(&o.GossipAddr, "gossip-addr", peer.DefaultGossipAddr, "listen here for gossip, TCP and UDP; port 0 takes a free one, here and below")
+	f.StringVar(&o.SwarmAddr, "swarm-addr", peer.DefaultSwarmAddr, "listen here for the torrent swarm")
+	f.StringVar(&o.PeerAddr, "peer-addr", peer.DefaultPeerAddr, "listen here for peers that stream the log")
+	f.StringVar(&o.HTTPAddr, "http-addr", peer.DefaultHTTPAddr, "listen here for HTTP: the commands, metrics, health")
 	f.StringVar(&o.RESPAddr, "resp-addr", "127.0.0.1:7949", "listen here for Redis clients; \"\" does not")
 	f.StringVar(&o.RESPUnix, "resp-unix", "", "listen for Redis clients on this Unix socket `path` too (default none)")
 	f.StringVar(&n.tlsCA, "tls-ca", "", "`file` of certificates that peers are checked against (default none; not available yet)")
@@ -68,7 +68,7 @@ func (n *node) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.Insecure, "insecure", false, "listen beyond this machine without TLS: on trusted networks only (default false)")
 	if o.Role == gossip.Manager {
 		f.DurationVar(&o.SnapshotEvery, "snapshot-every", time.Hour, "publish a snapshot so often when there are new entries; 0 only when asked")
-		f.IntVar(&o.KeepSnapshots, "keep-snapshots", 2, "keep and seed the newest so many snapshots; the log reaches back to the oldest")
+		f.IntVar(&o.KeepSnapshots, "keep-snapshots", peer.DefaultKeepSnapshots, "keep and seed the newest so many snapshots; the log reaches back to the oldest")
 		f.Var(&n.mint, "mint-rate", "write snapshots at most so fast, like 100MB/s; 0 is no limit (default 0)")
 	}
 	f.Var(&n.upload, "upload-rate", "send snapshots at most so fast, like 20MB/s; 0 is no limit (default 0)")
