@@ -2,8 +2,8 @@ package peer
 
 import (
 	"context"
+	"errors"
 	"log/slog"
-	"reflect"
 	"time"
 
 	"github.com/qs-peer/qs-peer/gossip"
@@ -30,19 +30,14 @@ type advertiser struct {
 func (a *advertiser) run(ctx context.Context) {
 	t := time.NewTicker(advertiseEvery)
 	defer t.Stop()
-	var said gossip.Facts
 	for {
-		if err := a.storage.bind(); err != nil {
+		if err := errors.Join(a.storage.bind(), a.gossip.Conflict()); err != nil {
 			a.fail(err)
 			return
 		}
-		var facts gossip.Facts
-		a.fill(&facts)
-		if !reflect.DeepEqual(facts, said) {
-			if err := a.gossip.Update(a.fill); err != nil {
-				a.logger.Warn("updating gossip failed", "err", err)
-			}
-			said = facts
+		// Gossip tells the others only if something changed.
+		if err := a.gossip.Update(a.fill); err != nil {
+			a.logger.Warn("updating gossip failed", "err", err)
 		}
 		select {
 		case <-a.changed.c:

@@ -184,21 +184,11 @@ func (n *network) describeFrom(ctx context.Context, addr string, o replica.Offer
 // matches compares what gossip, the manifest and the metainfo say of one
 // snapshot.
 func matches(o replica.Offer, m *snapshot.Manifest, t *chunker.Torrent) error {
-	for _, c := range []struct {
-		what      string
-		got, want any
-	}{
-		{"manifest's dataset", m.Dataset, o.Dataset},
-		{"manifest's position", m.Pos, o.Pos},
-		{"manifest's infohash", m.InfoHash, o.InfoHash},
-		{"manifest's size", m.Size, o.Size},
-		{"torrent's infohash", t.InfoHash(), o.InfoHash},
-		{"torrent's size", t.Size(), m.Size},
-		{"torrent's piece length", t.PieceLength(), m.PieceLength},
-	} {
-		if c.got != c.want {
-			return fmt.Errorf("snapshot %s: the %s is %v and should be %v", o.Pos, c.what, c.got, c.want)
-		}
+	announced := snapshot.Manifest{Dataset: o.Dataset, Pos: o.Pos, InfoHash: o.InfoHash, Size: o.Size}
+	described := snapshot.Manifest{Dataset: m.Dataset, Pos: m.Pos, InfoHash: m.InfoHash, Size: m.Size}
+	if announced != described {
+		return fmt.Errorf("the manifest is of dataset %s at %s, infohash %s, %d bytes; announced was dataset %s at %s, infohash %s, %d bytes",
+			m.Dataset, m.Pos, m.InfoHash, m.Size, o.Dataset, o.Pos, o.InfoHash, o.Size)
 	}
-	return nil
+	return m.Matches(t)
 }

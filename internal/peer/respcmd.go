@@ -230,4 +230,3 @@ func parseCount(text []byte) (int, error) {
 	}
 	return n, nil
 }
-

@@ -13,12 +13,12 @@ import (
 
 // Limits of a RESP request.
 const (
-	maxInline  = 64 << 10        // bytes of an inline command
-	maxArgs    = 1 << 20         // arguments of a command
-	maxBulk    = 512 << 20       // bytes of an argument that is skipped and refused politely
-	maxRequest = txlog.MaxEntry  // bytes of all arguments that are kept
-	bulkAhead  = 64 << 10        // bytes allocated before any arrived
-	argCost    = 32              // bytes that an argument takes besides its own
+	maxInline  = 64 << 10       // bytes of an inline command
+	maxArgs    = 1 << 20        // arguments of a command
+	maxBulk    = 512 << 20      // bytes of an argument that is skipped and refused politely
+	maxRequest = txlog.MaxEntry // bytes of all arguments that are kept
+	bulkAhead  = 64 << 10       // bytes allocated before any arrived
+	argCost    = 32             // bytes that an argument takes besides its own
 )
 
 // protocolError is a request after which nothing can be understood any more.

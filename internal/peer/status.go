@@ -21,10 +21,10 @@ type MemberStatus struct {
 	Role gossip.Role `json:"role"`
 	Colo string      `json:"colo"`
 	// State is the replica's, or "left" or "failed".
-	State       string     `json:"state"`
-	Writer      bool       `json:"writer"`
-	Dataset     string     `json:"dataset"`
-	AppliedSeq  uint64     `json:"applied_seq"`
+	State       string `json:"state"`
+	Writer      bool   `json:"writer"`
+	Dataset     string `json:"dataset"`
+	AppliedSeq  uint64 `json:"applied_seq"`
 	AppliedHash string `json:"applied_hash"` // empty at seq 0
 	// HeadSeq is the furthest entry that this node knows of in the member's dataset.
 	HeadSeq    uint64 `json:"head_seq"`
@@ -95,7 +95,7 @@ func memberStatus(m gossip.Member, h head) MemberStatus {
 	s := MemberStatus{
 		Name: m.Name, Role: m.Role, Colo: m.Colo, State: m.State, Writer: m.Writer,
 		AppliedSeq: m.Applied.Seq,
-		HeadSeq: h.pos.Seq, LogFirst: m.LogFirst,
+		HeadSeq:    h.pos.Seq, LogFirst: m.LogFirst,
 		Progress: m.Progress, BytesFromManagers: m.BytesFromManagers, BytesFromWorkers: m.BytesFromWorkers,
 		Version: m.Version, GossipAddr: m.Addr, HTTPAddr: m.HTTPAddr,
 	}

@@ -1,0 +1,127 @@
+package peer
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/internal/snapshot"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+func testPos(seq uint64) txlog.Pos { return txlog.Pos{Seq: seq, Hash: txlog.Hash{byte(seq)}} }
+
+// own makes snapshots at seqs, newest first.
+func own(seqs ...uint64) (snaps []*snapshot.Snapshot) {
+	for _, seq := range seqs {
+		snaps = append(snaps, &snapshot.Snapshot{Manifest: snapshot.Manifest{Pos: testPos(seq), InfoHash: chunker.InfoHash{byte(seq)}}})
+	}
+	return snaps
+}
+
+// offered makes offers at seqs; a negative one is by a worker only.
+func offered(seqs ...int) (offers []replica.Offer) {
+	for _, s := range seqs {
+		seq := uint64(max(s, -s))
+		offers = append(offers, replica.Offer{Pos: testPos(seq), InfoHash: chunker.InfoHash{byte(seq)}, Manager: s > 0})
+	}
+	return offers
+}
+
+func seqsOf(snaps []*snapshot.Snapshot) string {
+	seqs := []uint64{}
+	for _, s := range snaps {
+		seqs = append(seqs, s.Manifest.Pos.Seq)
+	}
+	return fmt.Sprint(seqs)
+}
+
+func TestObsolete(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		own    []*snapshot.Snapshot
+		offers []replica.Offer
+		want   string
+	}{
+		{"announced", own(5, 3), offered(5, 3), "[]"},
+		{"given up for a newer one", own(3), offered(7, 5), "[3]"},
+		{"given up by managers, held by workers", own(3), offered(7, -3), "[3]"},
+		{"no manager announces anything", own(3), offered(-7), "[]"},
+		{"nobody else", own(3), nil, "[]"},
+		{"managers are behind", own(5), offered(3), "[]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := seqsOf(obsolete(tt.own, tt.offers)); got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestTrimFloor(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		own    []*snapshot.Snapshot
+		offers []replica.Offer
+		want   uint64
+		ok     bool
+	}{
+		{"no snapshot", nil, nil, 0, false},
+		{"own", own(5, 3), nil, 3, true},
+		{"somebody still offers an older one", own(5, 3), offered(5, -2), 2, true},
+		{"others' only", nil, offered(6), 6, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got, ok := trimFloor(tt.own, tt.offers); got != tt.want || ok != tt.ok {
+				t.Errorf("got %d %v", got, ok)
+			}
+		})
+	}
+}
+
+func TestMissing(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		own    []*snapshot.Snapshot
+		offers []replica.Offer
+		want   uint64 // 0: nothing
+	}{
+		{"nothing here", nil, offered(5, 3), 5},
+		{"the newest is here", own(5), offered(5, 3), 3},
+		{"all is here", own(5, 3), offered(5, 3), 0},
+		{"a newer one", own(5, 3), offered(7, 5), 7},
+		{"older than what would be kept", own(7, 5), offered(3), 0},
+		{"a worker's only", own(5), offered(-7), 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			o, ok := missing(tt.own, tt.offers, 2)
+			if ok != (tt.want != 0) || o.Pos.Seq != tt.want {
+				t.Errorf("got %v %v, want %d", o.Pos, ok, tt.want)
+			}
+		})
+	}
+}
+
+func TestOffersOf(t *testing.T) {
+	set := txlog.DatasetID{1}
+	member := func(name string, role gossip.Role, as ...gossip.Announcement) gossip.Member {
+		return gossip.Member{Facts: gossip.Facts{Name: name, Role: role, PeerAddr: name + ":1", Dataset: set, Snapshots: as}}
+	}
+	a3 := gossip.Announcement{Pos: testPos(3), InfoHash: [20]byte{3}, Size: 30}
+	a5 := gossip.Announcement{Pos: testPos(5), InfoHash: [20]byte{5}, Size: 50}
+	lie := gossip.Announcement{Pos: testPos(9), InfoHash: [20]byte{5}, Size: 50}
+	got := offersOf([]gossip.Member{
+		member("w1", gossip.Worker, a3, a5), member("m1", gossip.Manager, a5), member("w2", gossip.Worker, lie),
+	})
+	if len(got) != 2 {
+		t.Fatalf("got %+v", got)
+	}
+	if o := got[0]; o.Pos != a5.Pos || fmt.Sprint(o.Holders) != "[m1:1 w1:1]" || !o.Manager || o.Size != 50 || o.Dataset != set {
+		t.Errorf("first is %+v", o)
+	}
+	if o := got[1]; o.Pos != a3.Pos || o.Manager {
+		t.Errorf("second is %+v", o)
+	}
+}

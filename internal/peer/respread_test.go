@@ -1,0 +1,127 @@
+package peer
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+func TestReadRESP(t *testing.T) {
+	value := strings.Repeat("v", txlog.MaxValue)
+	for _, tt := range []struct {
+		name, in string
+		want     string // arguments, or what the error says
+		bad      bool
+	}{
+		{"array", "*2\r\n$3\r\nGET\r\n$1\r\na\r\n", `["GET" "a"]`, false},
+		{"bytes", "*2\r\n$3\r\nGET\r\n$4\r\n\r\n\x00\xff\r\n", `["GET" "\r\n\x00\xff"]`, false},
+		{"empty argument", "*2\r\n$3\r\nSET\r\n$0\r\n\r\n", `["SET" ""]`, false},
+		{"inline", "PING  x \r\n", `["PING" "x"]`, false},
+		{"inline without CR", "PING\n", `["PING"]`, false},
+		{"empty lines and arrays first", "\r\n*0\r\n\r\nPING\r\n", `["PING"]`, false},
+		{"the largest value", "*3\r\n$3\r\nSET\r\n$1\r\na\r\n$16777216\r\n" + value + "\r\n", "16777216", false},
+		{"quotes", "SET a \"b c\"\r\n", "quotes", true},
+		{"spaces only", "  \r\n", "empty inline", true},
+		{"no array length", "*\r\n", "array length", true},
+		{"negative array length", "*-1\r\n", "array length", true},
+		{"huge array", "*1048577\r\n", "array length", true},
+		{"no bulk", "*1\r\nPING\r\n", "expected '$'", true},
+		{"negative bulk length", "*1\r\n$-1\r\n", "bulk length", true},
+		{"bulk length that overflows", "*1\r\n$9223372036854775806\r\nx\r\n", "bulk length", true},
+		{"bulk of a gigabyte", "*1\r\n$1073741824\r\n", "bulk length", true},
+		{"bulk too long", "*1\r\n$1\r\nabc\r\n", "longer than it said", true},
+		{"endless line", strings.Repeat("x", maxInline+1), "a line is longer", true},
+		{"cut in a line", "*2\r\n$3", io.ErrUnexpectedEOF.Error(), true},
+		{"cut in a bulk", "*2\r\n$3\r\nGE", io.ErrUnexpectedEOF.Error(), true},
+		{"cut between", "*2\r\n$3\r\nGET\r\n", io.ErrUnexpectedEOF.Error(), true},
+		{"nothing", "", io.EOF.Error(), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			req, err := readRESP(bufio.NewReaderSize(strings.NewReader(tt.in), maxInline))
+			if tt.bad {
+				wantError(t, err, tt.want)
+				return
+			}
+			if err != nil || req.tooLong != nil {
+				t.Fatal(err, req)
+			}
+			got := fmt.Sprintf("%q", req.args)
+			if n := len(req.args[len(req.args)-1]); n > 100 {
+				got = fmt.Sprint(n)
+			}
+			if got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestReadRESPTooLong passes the limits: the command is refused, the next one
+// is understood.
+func TestReadRESPTooLong(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		in   string
+		what string
+	}{
+		{"value", fmt.Sprintf("*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n%s\r\n", txlog.MaxValue+1, strings.Repeat("v", txlog.MaxValue+1)), "value"},
+		{"command", fmt.Sprintf("*6\r\n$4\r\nMSET\r\n%s", strings.Repeat(fmt.Sprintf("$%d\r\n%s\r\n", txlog.MaxValue, strings.Repeat("v", txlog.MaxValue)), 5)), "command"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := bufio.NewReaderSize(strings.NewReader(tt.in+"PING\r\n"), maxInline)
+			req, err := readRESP(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			limit, ok := errors.AsType[*txlog.LimitError](req.tooLong)
+			if !ok || limit.What != tt.what || len(req.args) != 1 {
+				t.Fatalf("got %v and %d arguments", req.tooLong, len(req.args))
+			}
+			req, err = readRESP(r)
+			if err != nil || string(req.args[0]) != "PING" {
+				t.Fatalf("then %v, %v", req, err)
+			}
+		})
+	}
+}
+
+// TestReadRESPAnnounced announces much and sends nothing: that must not cost
+// memory.
+func TestReadRESPAnnounced(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 100 {
+		r := bufio.NewReaderSize(strings.NewReader("*1048576\r\n$16777216\r\n"), maxInline)
+		if _, err := readRESP(r); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatal(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) / 100; got > 256<<10 {
+		t.Errorf("allocated %d bytes for an announcement", got)
+	}
+}
+
+func FuzzReadRESP(f *testing.F) {
+	f.Add([]byte("*2\r\n$3\r\nGET\r\n$1\r\na\r\nPING\r\n"))
+	f.Add([]byte("*1\r\n$9223372036854775806\r\nx\r\n"))
+	f.Add([]byte("*3\r\n$3\r\nSET\r\n$16777217\r\n"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		r := bufio.NewReaderSize(strings.NewReader(string(in)), maxInline)
+		for {
+			req, err := readRESP(r)
+			if err != nil {
+				return
+			}
+			if len(req.args) == 0 && req.tooLong == nil {
+				t.Fatal("a request without a command")
+			}
+		}
+	})
+}
