@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -164,6 +165,9 @@ func (n *node) run(cmd *cobra.Command) error {
 
 	ctx := cmd.Context()
 	p, err := peer.Start(ctx, n.peer)
+	if wrong := (*peer.OptionError)(nil); errors.As(err, &wrong) {
+		return &usageError{err}
+	}
 	if err != nil {
 		return err
 	}

@@ -59,6 +59,13 @@ type Options struct {
 	Logger  *slog.Logger // default: discarded
 }
 
+// OptionError is what Start returns when the Options themselves are wrong:
+// nothing was touched.
+type OptionError struct{ Err error }
+
+func (e *OptionError) Error() string { return e.Err.Error() }
+func (e *OptionError) Unwrap() error { return e.Err }
+
 // listenAddr is a listen address beside the flag that sets it, for errors.
 type listenAddr struct{ flag, addr string }
 

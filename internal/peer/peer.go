@@ -52,7 +52,7 @@ type Peer struct {
 func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	o = o.withDefaults()
 	if err := o.validate(ctx); err != nil {
-		return nil, err
+		return nil, &OptionError{err}
 	}
 	p := &Peer{done: make(chan struct{})}
 	defer func() {
