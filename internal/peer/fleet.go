@@ -39,8 +39,8 @@ func (f *fleet) Upstreams() []replica.Upstream {
 			continue
 		}
 		ups = append(ups, replica.Upstream{
-			Name: m.Name, Addr: m.PeerAddr, Dataset: m.Dataset, First: m.LogFirst, Head: m.Head,
-			Writer: m.Writer, Near: m.Colo == f.colo,
+			Name: m.Name, Addr: m.PeerAddr, Dataset: m.Dataset, First: m.LogFirst, Head: m.Head, HeadTime: m.HeadTime,
+			Writer: m.Writer, Manager: m.Role == gossip.Manager, Near: m.Colo == f.colo,
 		})
 	}
 	return ups

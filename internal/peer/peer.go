@@ -121,7 +121,8 @@ func (p *Peer) live(o *Options, disk *storage, ls *listeners, reg *prometheus.Re
 	network := &network{fleet: fleet, client: client, swarm: swarm, shelf: shelf, fetching: map[chunker.InfoHash]chan struct{}{}}
 
 	cfg := replica.Config{
-		Name: o.Name, Log: replicaLog{disk.log}, Store: replicaStore{disk.store}, Logger: logger("replica"),
+		Name: o.Name, Manager: o.Role == gossip.Manager, Log: replicaLog{disk.log}, Store: replicaStore{disk.store},
+		Logger: logger("replica"), Registerer: reg,
 		OnChange: func(replica.Status) { changed.notify() },
 	}
 	if !disk.node.writer() {

@@ -1,27 +1,13 @@
-// Package replica is the life of one copy of the dataset:
-//
-//	joining → bootstrapping → catching-up → serving
-//	             ↑________________|____________|   when no log reaches back any more
-//
-// Three activities, which this package starts, stops and restarts:
-//
-//	follow   upstream's log → own log       (a worker, a following manager)
-//	apply    own log → store                (everybody; the writer has only this)
-//	rebuild  a snapshot → a new generation  (when following is impossible)
-//
-// The own log is always ahead of or level with the store: an entry is on stable
-// storage in the log before it is applied. While a new generation is prepared
-// the old one, if it holds anything and did not diverge, keeps serving.
-//
-// The package has no sockets, no files and no cgo: it acts through the small
-// interfaces below, and takes time from package time, so that its tests run
-// whole lives in testing/synctest.
 package replica
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/txlog"
@@ -33,7 +19,7 @@ type State string
 const (
 	Joining       State = "joining"       // looking for the fleet
 	Bootstrapping State = "bootstrapping" // fetching and opening a snapshot
-	CatchingUp    State = "catching-up"   // applying the log, not serving yet
+	CatchingUp    State = "catching-up"   // applying the log, to what does not serve yet
 	Serving       State = "serving"
 	Quarantined   State = "quarantined" // diverged or damaged: out of service
 	Repairing     State = "repairing"   // quarantined, and being rebuilt
@@ -43,6 +29,7 @@ const (
 type Log interface {
 	Dataset() txlog.DatasetID
 	Head() txlog.Pos
+	HeadTime() time.Time
 	First() uint64
 	AppendEntries([]txlog.Entry) (txlog.Pos, error)
 	Reset(txlog.DatasetID, txlog.Pos) error
@@ -78,13 +65,15 @@ type Generation interface {
 
 // Upstream is a node whose log can be followed.
 type Upstream struct {
-	Name    string
-	Addr    string
-	Dataset txlog.DatasetID
-	First   uint64    // first seq it can stream
-	Head    txlog.Pos // as last heard
-	Writer  bool
-	Near    bool // same colo
+	Name     string
+	Addr     string
+	Dataset  txlog.DatasetID
+	First    uint64    // first seq it can stream; 0: its log is empty
+	Head     txlog.Pos // as last heard
+	HeadTime time.Time // the writer's clock in that entry
+	Writer   bool
+	Manager  bool
+	Near     bool // same colo
 }
 
 // Offer is a snapshot that some live nodes seed.
@@ -97,7 +86,7 @@ type Offer struct {
 	Manager  bool     // a manager offers it
 }
 
-// Fleet is the node's view of the others, from gossip, without itself.
+// Fleet is the node's view of the others that live, from gossip, without itself.
 type Fleet interface {
 	Upstreams() []Upstream
 	Offers() []Offer
@@ -115,24 +104,47 @@ type Stream interface {
 
 // Network reaches the others.
 type Network interface {
-	// Stream follows an upstream's log after pos.
+	// Stream follows an upstream's log after pos. A refusal is a
+	// *txlog.TrimmedError or a *txlog.DivergedError.
 	Stream(ctx context.Context, u Upstream, dataset txlog.DatasetID, after txlog.Pos) (Stream, error)
-	// Fetch gets a snapshot and returns its file, complete and verified.
+	// Fetch gets a snapshot and returns its file, complete and verified. One that
+	// is on this node's disk already is returned at once.
 	Fetch(ctx context.Context, o Offer, progress func(done, total int64)) (file string, err error)
 }
 
-// Config is what a replica needs. All but Logger and OnChange is required.
+// Config is what a replica needs.
 type Config struct {
-	Name  string
-	Log   Log
-	Store Store
+	Name    string
+	Manager bool // it may be followed before any worker
+	Log     Log
+	Store   Store
 	// Fleet and Network are nil on the writer, which follows nobody.
 	Fleet   Fleet
 	Network Network
-	Logger  *slog.Logger
-	// OnChange is called after each change of Status worth telling, from the
-	// replica's goroutine.
+	// OnChange, if not nil, is called after each change of Status worth telling,
+	// one call at a time: at once when State or Ready change, otherwise at most
+	// ten times a second. The last Status is always told.
 	OnChange func(Status)
+	// Logger gets state changes, alarms, and per-upstream events at debug level.
+	// Default: discarded.
+	Logger *slog.Logger
+	// Registerer gets the qs_replica_* metrics. Default: none.
+	Registerer prometheus.Registerer
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.Name == "":
+		return errors.New("replica: no name")
+	case c.Log == nil || c.Store == nil:
+		return errors.New("replica: a log and a store are required")
+	case (c.Fleet == nil) != (c.Network == nil):
+		return errors.New("replica: a follower needs both a fleet and a network, the writer neither")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
 }
 
 // Status is a replica as others should see it.
@@ -141,27 +153,85 @@ type Status struct {
 	Ready    bool // reads may be served (the old copy's, while a new one is prepared)
 	Applied  txlog.Pos
 	Head     txlog.Pos // the furthest position known to exist
-	HeadTime time.Time
-	Upstream string // whom it follows
-	Done     int64  // bytes of the snapshot being fetched
+	HeadTime time.Time // the writer's clock in the entry at Head, zero if unknown
+	Upstream string    // whom it follows
+	Done     int64     // bytes of the snapshot being fetched
 	Total    int64
 	Rebuilds int    // bootstraps begun since start
 	Err      string // the last thing that went wrong, empty once it is over
 }
 
+// ErrStopped is returned by WaitApplied when Run has ended.
+var ErrStopped = errors.New("replica stopped")
+
 // Replica is one copy's life.
-type Replica struct{}
+type Replica struct {
+	c       Config
+	log     *slog.Logger
+	metrics *metrics
+	board   *board
+	wake    chan struct{} // full when the life should look around
+	started atomic.Bool
+
+	// These belong to whichever activity runs: follow or rebuild.
+	ups    *upstreams
+	offers *offers
+
+	link link
+}
 
 // New checks the configuration.
-func New(c Config) (*Replica, error) { panic("unwritten") }
+func New(c Config) (*Replica, error) {
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	r := &Replica{
+		c: c, log: c.Logger, metrics: newMetrics(c.Registerer),
+		wake: make(chan struct{}, 1), ups: newUpstreams(c.Name, c.Manager), offers: newOffers(),
+	}
+	_, applied := c.Store.Position()
+	r.board = newBoard(Status{State: Joining, Applied: applied, Head: c.Log.Head(), HeadTime: c.Log.HeadTime()})
+	return r, nil
+}
 
 // Run lives until ctx ends, which returns nil, or until something happens that
 // no retry can mend (the node's own disk fails, the fleet holds another
-// dataset), which is returned.
-func (r *Replica) Run(ctx context.Context) error { panic("unwritten") }
+// dataset), which is returned. It can be called once.
+func (r *Replica) Run(ctx context.Context) error {
+	if !r.started.CompareAndSwap(false, true) {
+		return errors.New("replica: Run was called before")
+	}
+	defer r.board.stop()
+	telling := start(context.WithoutCancel(ctx), func(ctx context.Context) error {
+		r.board.tell(ctx, r.c.OnChange)
+		return nil
+	})
+	defer telling.stop()
+	var err error
+	if r.c.Fleet == nil {
+		err = r.lead(ctx)
+	} else {
+		err = r.live(ctx)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
 
 // Status returns the present state.
-func (r *Replica) Status() Status { panic("unwritten") }
+func (r *Replica) Status() Status { return r.board.get() }
 
-// WaitApplied returns once the store has applied seq, or with ctx's error.
-func (r *Replica) WaitApplied(ctx context.Context, seq uint64) error { panic("unwritten") }
+// WaitApplied returns once the store has applied seq, or with ctx's error, or
+// with ErrStopped.
+func (r *Replica) WaitApplied(ctx context.Context, seq uint64) error {
+	return r.board.wait(ctx, seq)
+}
+
+// poke makes the life look around.
+func (r *Replica) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}

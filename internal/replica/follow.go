@@ -1,0 +1,359 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+const (
+	batchBytes = 4 << 20 // of frames, received or applied at a time
+
+	connectTimeout = 10 * time.Second
+	silence        = 5 * time.Second  // without a message: the upstream hangs
+	staleAfter     = 5 * time.Second  // without entries though there are some: it is stale
+	settle         = time.Second      // for gossip to bring offers, before a log is followed from entry 1
+	healthyAfter   = 10 * time.Second // a stream that lasts so long is good even without entries
+	strangersAfter = 10 * time.Second // among managers of another dataset only
+	pauseBase      = 10 * time.Millisecond
+	pauseMax       = 2 * time.Second
+)
+
+// outcome is why an activity ended by itself.
+type outcome struct {
+	begin    txlog.DatasetID // the own log must begin at entry 1 of this dataset
+	rebuild  error           // following is impossible, because
+	diverged bool            // and our own data is wrong
+	prepared Generation      // a rebuild's result; nil: follow again
+	source   Offer           // what it was made from
+}
+
+// localError is an error of this node, which another upstream would not mend.
+type localError struct{ error }
+
+func (e localError) Unwrap() error { return e.error }
+
+// Reasons to leave an upstream.
+var (
+	errSilent    = errors.New("upstream says nothing")
+	errStale     = errors.New("upstream is stale: others have newer entries")
+	errWithholds = errors.New("upstream does not send the entries it claims to have")
+	errBetter    = errors.New("a better upstream is back")
+	errStranger  = errors.New("upstream streams another dataset")
+)
+
+// refusal is what an upstream answered instead of a stream.
+type refusal struct{ error }
+
+func (e refusal) Unwrap() error { return e.error }
+
+// follow appends an upstream's log to the own one until that is impossible.
+func (r *Replica) follow(ctx context.Context) (outcome, error) {
+	began := time.Now()
+	var strangers time.Time // since when there are none but strangers
+	var pause backoff       // between attempts, whoever is asked
+	for ctx.Err() == nil {
+		changed := r.c.Fleet.Changed()
+		now := time.Now()
+		all, err := r.mine()
+		var other *otherDatasetError
+		if !errors.As(err, &other) {
+			strangers = time.Time{}
+		} else if strangers.IsZero() {
+			strangers = now
+		} else if now.Sub(strangers) >= strangersAfter {
+			return outcome{}, err
+		}
+		r.ups.forget(all)
+		head := r.c.Log.Head()
+		r.survey(all)
+		if out, ok := r.impossible(all, head); ok {
+			return out, nil
+		}
+		ranked := r.ups.rank(all, head)
+		if head.IsZero() && len(ranked) > 0 {
+			if wait := settle - now.Sub(began); wait > 0 {
+				sleep(ctx, wait, changed)
+				continue
+			}
+			if d := ranked[0].Dataset; r.c.Log.First() == 0 || r.c.Log.Dataset() != d {
+				return outcome{begin: d}, nil
+			}
+		}
+		u, ok, again := r.ups.choose(ranked, now)
+		if !ok || pause.until.After(now) {
+			if !ok && err == nil && len(ranked) == 0 {
+				err = errors.New("no upstream holds the entries needed next")
+			}
+			if err != nil {
+				r.board.fail(following, err)
+			}
+			wait := time.Second
+			if ok {
+				wait, changed = pause.until.Sub(now), nil
+			} else if !again.IsZero() {
+				wait = again.Sub(now)
+			}
+			sleep(ctx, wait, changed)
+			continue
+		}
+		progress, err := r.stream(ctx, u)
+		if progress {
+			pause = backoff{}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		var local localError
+		if errors.As(err, &local) {
+			return outcome{}, local.error
+		}
+		if out, ok := r.left(u, err, progress); ok {
+			return out, nil
+		}
+		if !errors.Is(err, errBetter) {
+			pause.fail(time.Now(), pauseBase, pauseMax)
+		}
+	}
+	return outcome{}, nil
+}
+
+// impossible says whether a snapshot is needed.
+func (r *Replica) impossible(all []Upstream, head txlog.Pos) (outcome, bool) {
+	if head.IsZero() && r.offers.hopeful(r.offered(txlog.Pos{})) {
+		return outcome{rebuild: errors.New("this node holds nothing yet")}, true
+	}
+	if r.ups.exhausted(all, head) {
+		return outcome{rebuild: fmt.Errorf("no log in reach holds what follows entry %d any more", head.Seq)}, true
+	}
+	return outcome{}, false
+}
+
+// survey puts what gossip knows of the head on the board.
+func (r *Replica) survey(all []Upstream) head {
+	best := head{r.c.Log.Head(), r.c.Log.HeadTime()}
+	if u := reference(all); u.Name != "" {
+		best = further(best, head{u.Head, u.HeadTime})
+	}
+	r.board.update(func(s *Status) { s.Head, s.HeadTime = best.pos, best.time })
+	return best
+}
+
+// batch is what a stream brought.
+type batch struct {
+	entries []txlog.Entry
+	head    head
+	err     error
+}
+
+// stream follows u until something is wrong with it, and reports whether that
+// brought us forward.
+func (r *Replica) stream(ctx context.Context, u Upstream) (progress bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r.metrics.attempts.Inc()
+	after := r.c.Log.Head()
+	timeout := time.AfterFunc(connectTimeout, func() { cancel(errSilent) })
+	s, err := r.c.Network.Stream(ctx, u, u.Dataset, after)
+	if !timeout.Stop() && err != nil {
+		return false, errSilent
+	}
+	if err != nil {
+		return false, refusal{err}
+	}
+	batches := make(chan batch, 1) // the next is received while one is appended
+	receiving := start(ctx, func(ctx context.Context) error {
+		for {
+			var b batch
+			b.entries, b.head.pos, b.head.time, b.err = s.Next(batchBytes)
+			select {
+			case batches <- b:
+			case <-ctx.Done():
+				return nil
+			}
+			if b.err != nil {
+				return nil
+			}
+		}
+	})
+	defer receiving.stop()
+	defer s.Close()
+	if s.Dataset() != u.Dataset {
+		return false, fmt.Errorf("%w: %v instead of %v", errStranger, s.Dataset(), u.Dataset)
+	}
+	r.log.Debug("following", "upstream", u.Name, "after", after.Seq)
+	r.board.update(func(s *Status) { s.Upstream = u.Name })
+	defer func() {
+		r.link.lose()
+		r.board.update(func(s *Status) { s.Upstream = "" })
+		r.poke()
+	}()
+	r.link.begin()
+	r.agreed(u)
+
+	now := time.Now()
+	all, _ := r.mine()
+	gossiped := r.survey(all)
+	w := watch{began: now, heard: now, moved: now, review: now.Add(reviewAfter())}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return progress, ctx.Err()
+		case b := <-batches:
+			if len(b.entries) > 0 {
+				if err := r.append(ctx, b.entries); err != nil {
+					return progress, err
+				}
+				progress = true
+				r.ups.good(u)
+				w.moved = time.Now()
+			}
+			if b.err != nil {
+				return progress, b.err
+			}
+			w.spoke, w.heard, w.head = true, time.Now(), b.head
+			r.board.fail(following, nil)
+		case <-tick.C:
+			all, _ := r.mine()
+			gossiped = r.survey(all)
+		}
+		// Gossip knows whether u is behind, u whether gossip is.
+		best := further(further(head{r.c.Log.Head(), r.c.Log.HeadTime()}, gossiped), w.head)
+		if w.spoke {
+			r.board.update(func(s *Status) { s.Head, s.HeadTime = best.pos, best.time })
+			r.link.hear(best.pos)
+			r.poke()
+		}
+		now = time.Now()
+		if err := w.check(now, r.c.Log.Head(), best.pos); err != nil {
+			return progress, err
+		}
+		if now.Sub(w.began) >= healthyAfter {
+			r.ups.good(u)
+			progress = true
+		}
+		if now.After(w.review) {
+			w.review = now.Add(reviewAfter())
+			if v, ok, _ := r.ups.choose(r.ups.rank(all, r.c.Log.Head()), now); ok && v.Name != u.Name {
+				return progress, errBetter
+			}
+		}
+	}
+}
+
+// reviewAfter is how long to stay with an upstream that is not the first choice.
+func reviewAfter() time.Duration { return 30*time.Second + rand.N(30*time.Second) }
+
+// watch tells a healthy stream from one that hangs, is stale, or withholds.
+type watch struct {
+	began  time.Time
+	spoke  bool
+	heard  time.Time // the last message
+	moved  time.Time // the last entries, or when we were level with all that is known
+	head   head      // as the upstream said
+	review time.Time
+}
+
+func (w *watch) check(now time.Time, own, best txlog.Pos) error {
+	if own.Seq >= best.Seq {
+		w.moved = now
+	}
+	switch {
+	case now.Sub(w.heard) > silence:
+		return errSilent
+	case now.Sub(w.moved) <= staleAfter:
+		return nil
+	case w.head.pos.Seq > own.Seq:
+		return errWithholds
+	}
+	return errStale
+}
+
+// append appends to the own log. An error is local or, if the entries do not
+// link, the upstream's.
+func (r *Replica) append(ctx context.Context, entries []txlog.Entry) error {
+	err := r.whenRoom(ctx, logging, func() error {
+		pos, err := r.c.Log.AppendEntries(entries)
+		if err != nil && pos.Seq >= entries[0].Seq {
+			entries = entries[min(pos.Seq-entries[0].Seq+1, uint64(len(entries))):] // a prefix is there
+		}
+		return err
+	})
+	var diverged *txlog.DivergedError
+	var limit *txlog.LimitError
+	switch {
+	case err == nil || ctx.Err() != nil:
+		return err
+	case errors.As(err, &diverged) || errors.As(err, &limit):
+		return fmt.Errorf("upstream sent entries that do not fit: %w", err)
+	}
+	return localError{fmt.Errorf("append to the log: %w", err)}
+}
+
+// agreed records that u holds our position.
+func (r *Replica) agreed(u Upstream) {
+	for name := range r.ups.accused {
+		if m := r.ups.of(name); !m.blamed {
+			m.blamed = true
+			r.log.Error("an upstream holds another history than the others; verify or rebuild it",
+				"upstream", name, "contradicted_by", u.Name)
+		}
+	}
+	clear(r.ups.accused)
+}
+
+// left draws the consequences of why a stream of u ended.
+func (r *Replica) left(u Upstream, err error, progress bool) (outcome, bool) {
+	if errors.Is(err, errBetter) {
+		r.log.Debug("changing over", "from", u.Name, "reason", err)
+		r.metrics.failures.WithLabelValues("better").Inc()
+		return outcome{}, false
+	}
+	m := r.ups.of(u.Name)
+	var (
+		refused  refusal
+		trimmed  *txlog.TrimmedError
+		diverged *txlog.DivergedError
+		reason   = "broken"
+		base     = upstreamBase
+		most     = upstreamMax
+	)
+	switch {
+	case errors.Is(err, errSilent) || errors.Is(err, errStale) || errors.Is(err, errWithholds):
+		reason = "stale"
+	case !errors.As(err, &refused):
+	case errors.As(err, &trimmed):
+		reason, m.first = "trimmed", trimmed.First
+	case errors.As(err, &diverged) && diverged.Have.IsZero():
+		reason = "behind"
+		if u.Writer && r.ups.ahead != diverged.Want {
+			r.ups.ahead = diverged.Want
+			r.log.Error("the writer's log ends before this node's: acknowledged entries may be missing there", "err", err)
+		}
+	case errors.As(err, &diverged):
+		reason, base, most = "contradiction", liarBase, liarMax
+	default:
+		reason = "refused"
+	}
+	m.fail(time.Now(), base, most)
+	r.metrics.failures.WithLabelValues(reason).Inc()
+	r.log.Debug("left upstream", "upstream", u.Name, "reason", reason, "err", err, "progress", progress)
+	r.board.fail(following, fmt.Errorf("follow %s: %w", u.Name, err))
+	if reason != "contradiction" {
+		return outcome{}, false
+	}
+	m.failures = max(m.failures, hopelessTry)
+	r.metrics.contradictions.Inc()
+	r.ups.accused[u.Name] = true
+	if !u.Writer && len(r.ups.accused) < 2 {
+		return outcome{}, false
+	}
+	clear(r.ups.accused)
+	return outcome{rebuild: fmt.Errorf("%s says: %w", u.Name, err), diverged: true}, true
+}

@@ -1,0 +1,55 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// lead is the writer's life: its log is the truth, and the store follows it.
+func (r *Replica) lead(ctx context.Context) error {
+	if err := r.checkLog(); err != nil {
+		return err
+	}
+	goal := r.c.Log.Head().Seq
+	return r.apply(ctx, r.c.Store, func(pos txlog.Pos) {
+		top, at := r.c.Log.Head(), r.c.Log.HeadTime()
+		ready := r.Status().Ready
+		r.board.update(func(s *Status) {
+			s.Applied, s.Head, s.HeadTime = pos, top, at
+			s.State, s.Ready = CatchingUp, ready || pos.Seq >= goal
+			if s.Ready {
+				s.State = Serving
+			}
+		})
+		if !ready && pos.Seq >= goal {
+			r.log.Info("serving", "applied", pos.Seq)
+		}
+	})
+}
+
+// checkLog makes sure that the writer's log continues the store.
+func (r *Replica) checkLog() error {
+	id, pos := r.c.Store.Position()
+	if own := r.c.Log.Dataset(); !pos.IsZero() && own != id {
+		return fmt.Errorf("the store holds dataset %v and the log dataset %v: they do not belong together", id, own)
+	}
+	entries, err := r.c.Log.Read(pos)
+	if err == nil {
+		return entries.Close()
+	}
+	var diverged *txlog.DivergedError
+	var trimmed *txlog.TrimmedError
+	switch {
+	case errors.As(err, &diverged) && diverged.Have.IsZero():
+		return fmt.Errorf("acknowledged entries are missing from the log: the log ends at %v, but %v was applied; "+
+			"restore the log, or let this node follow another manager", r.c.Log.Head(), pos)
+	case errors.As(err, &diverged):
+		return fmt.Errorf("the store does not fit the log: %w", err)
+	case errors.As(err, &trimmed):
+		return fmt.Errorf("the store lags too far behind the log: %w; rebuild it from a snapshot", err)
+	}
+	return fmt.Errorf("read the log: %w", err)
+}

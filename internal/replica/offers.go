@@ -1,0 +1,136 @@
+package replica
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/qs-peer/qs-peer/chunker"
+)
+
+const (
+	offerBase    = 250 * time.Millisecond
+	offerMax     = 30 * time.Second
+	distrustBase = 10 * time.Minute // full jitter: about half of it
+)
+
+// offers remembers how the fetches of each offered snapshot went.
+type offers struct {
+	failed    map[chunker.InfoHash]*backoff
+	conflicts map[conflict]bool // those logged
+}
+
+// conflict is two snapshots at one seq, which cannot both be right.
+type conflict struct {
+	seq  uint64
+	a, b chunker.InfoHash
+}
+
+func newOffers() *offers {
+	return &offers{failed: make(map[chunker.InfoHash]*backoff), conflicts: make(map[conflict]bool)}
+}
+
+func (s *offers) of(o Offer) *backoff {
+	b := s.failed[o.InfoHash]
+	if b == nil {
+		b = new(backoff)
+		s.failed[o.InfoHash] = b
+	}
+	return b
+}
+
+// distrust records that what o led to diverged from the fleet.
+func (s *offers) distrust(o Offer) {
+	b := s.of(o)
+	b.failures = max(b.failures, hopelessTry)
+	b.fail(time.Now(), distrustBase, distrustBase)
+}
+
+// hopeful reports whether one of the offers did not fail often.
+func (s *offers) hopeful(all []Offer) bool {
+	return slices.ContainsFunc(all, func(o Offer) bool { return s.of(o).failures < hopelessTry })
+}
+
+// rank orders offers, the best first: the newest, and of those at one seq the
+// managers'. A replica that diverged trusts managers first whatever the seq.
+func (s *offers) rank(all []Offer, diverged bool) {
+	byManager := func(a, b Offer) int { return boolRank(a.Manager) - boolRank(b.Manager) }
+	slices.SortStableFunc(all, func(a, b Offer) int {
+		if diverged {
+			if c := byManager(a, b); c != 0 {
+				return c
+			}
+		}
+		return cmp.Or(cmp.Compare(b.Pos.Seq, a.Pos.Seq), byManager(a, b), cmp.Compare(len(b.Holders), len(a.Holders)))
+	})
+}
+
+func boolRank(first bool) int {
+	if first {
+		return 0
+	}
+	return 1
+}
+
+// audit logs offers that contradict each other, each pair once, and returns how
+// many were new.
+func (s *offers) audit(all []Offer, log *slog.Logger) (found int) {
+	bySeq := make(map[uint64]Offer)
+	for _, o := range all {
+		other, ok := bySeq[o.Pos.Seq]
+		if !ok {
+			bySeq[o.Pos.Seq] = o
+			continue
+		}
+		c := conflict{o.Pos.Seq, other.InfoHash, o.InfoHash}
+		if slices.Compare(c.a[:], c.b[:]) > 0 {
+			c.a, c.b = c.b, c.a
+		}
+		if c.a == c.b || s.conflicts[c] {
+			continue
+		}
+		s.conflicts[c] = true
+		found++
+		log.Error("different snapshots are offered at one position: a replica diverged or is damaged; verify the holders",
+			"seq", o.Pos.Seq, "infohash", other.InfoHash, "holders", other.Holders,
+			"other_infohash", o.InfoHash, "other_holders", o.Holders)
+	}
+	return found
+}
+
+// choose returns the best offer that is not backing off, or when to ask again.
+func (s *offers) choose(ranked []Offer, now time.Time) (o Offer, ok bool, again time.Time) {
+	for _, o := range ranked {
+		until := s.of(o).until
+		if !until.After(now) {
+			return o, true, time.Time{}
+		}
+		if again.IsZero() || until.Before(again) {
+			again = until
+		}
+	}
+	return Offer{}, false, again
+}
+
+// forget drops what is remembered of offers that are gone.
+func (s *offers) forget(present []Offer) {
+	there := make(map[chunker.InfoHash]bool, len(present))
+	var oldest uint64
+	for _, o := range present {
+		there[o.InfoHash] = true
+		if oldest == 0 || o.Pos.Seq < oldest {
+			oldest = o.Pos.Seq
+		}
+	}
+	for h := range s.failed {
+		if !there[h] {
+			delete(s.failed, h)
+		}
+	}
+	for c := range s.conflicts {
+		if c.seq < oldest {
+			delete(s.conflicts, c)
+		}
+	}
+}

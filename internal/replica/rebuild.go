@@ -1,0 +1,155 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+const (
+	vanishedAfter = 5 * time.Second  // without a holder: a fetch is vain
+	retryFollow   = 30 * time.Second // without a snapshot: upstreams that failed are asked again
+	stalledAfter  = 2 * time.Minute  // without progress: a newer offer is taken
+)
+
+var (
+	errVanished = errors.New("nobody offers the snapshot any more")
+	errStalled  = errors.New("the fetch makes no progress, and there is another snapshot")
+)
+
+// rebuild fetches the best snapshot beyond after (of any position, if the own
+// data diverged) and installs it. It retries until it succeeds or, if nothing is
+// offered, until the own log can be continued after all.
+func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (outcome, error) {
+	if diverged {
+		after = txlog.Pos{}
+	}
+	began := time.Now()
+	first := true
+	for ctx.Err() == nil {
+		changed := r.c.Fleet.Changed()
+		now := time.Now()
+		all := r.offered(after)
+		r.offers.forget(all)
+		r.metrics.conflicts.Add(float64(r.offers.audit(all, r.log)))
+		r.offers.rank(all, diverged)
+		if !diverged && !r.offers.hopeful(all) {
+			// Perhaps an upstream reaches back after all.
+			ups, _ := r.mine()
+			r.survey(ups)
+			head := r.c.Log.Head()
+			reach := r.ups.rank(ups, head)
+			if now.Sub(began) > retryFollow {
+				r.ups.pardon(reach)
+			}
+			if len(reach) > 0 && !r.ups.exhausted(ups, head) {
+				return outcome{}, nil
+			}
+		}
+		o, ok, again := r.offers.choose(all, now)
+		if !ok {
+			wait := time.Second
+			if again.IsZero() {
+				r.board.fail(rebuilding, fmt.Errorf("no snapshot after entry %d is offered", after.Seq))
+			} else {
+				wait = again.Sub(now)
+			}
+			sleep(ctx, wait, changed)
+			continue
+		}
+		if first {
+			first = false
+			r.board.update(func(s *Status) { s.Rebuilds++ })
+		}
+		gen, err := r.obtain(ctx, o)
+		r.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				return outcome{prepared: gen, source: o}, nil // its owner discards it
+			}
+		case err != nil:
+			r.metrics.fetches.WithLabelValues("failed").Inc()
+			r.offers.of(o).fail(time.Now(), offerBase, offerMax)
+			r.log.Warn("could not get a snapshot; trying again", "seq", o.Pos.Seq, "infohash", o.InfoHash, "err", err)
+			r.board.fail(rebuilding, fmt.Errorf("get snapshot at entry %d: %w", o.Pos.Seq, err))
+		default:
+			r.metrics.fetches.WithLabelValues("ok").Inc()
+			r.board.fail(rebuilding, nil)
+			return outcome{prepared: gen, source: o}, nil
+		}
+	}
+	return outcome{}, nil
+}
+
+// obtain fetches and installs one snapshot.
+func (r *Replica) obtain(ctx context.Context, o Offer) (Generation, error) {
+	r.log.Info("fetching a snapshot", "seq", o.Pos.Seq, "infohash", o.InfoHash, "bytes", o.Size, "holders", len(o.Holders))
+	file, err := r.fetch(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	gen, err := r.c.Store.Install(ctx, file)
+	if err != nil {
+		return nil, fmt.Errorf("install: %w", err)
+	}
+	if id, pos := gen.Position(); id != o.Dataset || pos != o.Pos {
+		err := fmt.Errorf("the snapshot is of dataset %v at %v instead of %v at %v", id, pos, o.Dataset, o.Pos)
+		return nil, errors.Join(err, gen.Discard())
+	}
+	return gen, nil
+}
+
+// fetch gets a snapshot's file, as long as that makes sense.
+func (r *Replica) fetch(ctx context.Context, o Offer) (string, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var done atomic.Int64
+	var file string
+	fetching := start(ctx, func(ctx context.Context) (err error) {
+		file, err = r.c.Network.Fetch(ctx, o, func(n, total int64) {
+			done.Store(n)
+			r.board.update(func(s *Status) { s.Done, s.Total = n, total })
+		})
+		return err
+	})
+	defer fetching.stop()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var (
+		offeredLast = time.Now()
+		movedLast   = time.Now()
+		last        int64
+	)
+	for {
+		select {
+		case <-fetching.ended():
+			if cause := context.Cause(ctx); fetching.err != nil && cause != nil {
+				return "", cause
+			}
+			return file, fetching.err
+		case now := <-tick.C:
+			ups, _ := r.mine()
+			r.survey(ups)
+			all := r.offered(txlog.Pos{})
+			if slices.ContainsFunc(all, func(other Offer) bool { return other.InfoHash == o.InfoHash }) {
+				offeredLast = now
+			}
+			if n := done.Load(); n != last {
+				last, movedLast = n, now
+			}
+			if now.Sub(offeredLast) > vanishedAfter {
+				cancel(errVanished)
+			}
+			newer := func(other Offer) bool { return other.Pos.Seq > o.Pos.Seq }
+			if now.Sub(movedLast) > stalledAfter && slices.ContainsFunc(all, newer) {
+				cancel(errStalled)
+			}
+		}
+	}
+}
