@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -133,6 +134,26 @@ func (q *queue) put(r *request) bool {
 	return true
 }
 
+// gather lets goroutines that are about to queue a request do so: those whose
+// entries were just acknowledged often come back at once, and would otherwise
+// miss the fsync that the first of them starts.
+func (q *queue) gather() {
+	for before := -1; ; {
+		n := q.len()
+		if n == before {
+			return
+		}
+		before = n
+		runtime.Gosched()
+	}
+}
+
+func (q *queue) len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.list)
+}
+
 // take returns the requests of the next batch: at least one, if there is any.
 func (q *queue) take(limit int64) (batch []*request, closed bool) {
 	q.mu.Lock()
@@ -179,6 +200,7 @@ func (l *Log) run() {
 	defer close(l.stopped)
 	for range l.queue.wake {
 		for {
+			l.queue.gather()
 			batch, closed := l.queue.take(min(maxBatch, l.o.SegmentBytes))
 			if len(batch) == 0 {
 				if closed {

@@ -14,7 +14,6 @@ import (
 )
 
 const (
-	hashDomain  = "qs-entry-v1\x00"
 	frameHeader = 64 // n, prev, seq, epoch, time, number of operations
 	opHeader    = 7  // kind, key length, value length
 	minFrame    = frameHeader + opHeader + 1 + len(Hash{})
@@ -130,16 +129,25 @@ func finish(frame []byte, prev Pos, epoch uint64, nanos int64) Pos {
 	return Pos{Seq: prev.Seq + 1, Hash: h}
 }
 
-var hashers = sync.Pool{New: func() any { return sha256.New() }}
+// hasher keeps what hashing would allocate.
+type hasher struct {
+	hash.Hash
+	sum Hash
+}
 
-func hashFrame(frame []byte) (sum Hash) {
-	h := hashers.Get().(hash.Hash)
+var (
+	hashers = sync.Pool{New: func() any { return &hasher{Hash: sha256.New()} }}
+	domain  = []byte("qs-entry-v1\x00")
+)
+
+func hashFrame(frame []byte) Hash {
+	h := hashers.Get().(*hasher)
+	defer hashers.Put(h)
 	h.Reset()
-	io.WriteString(h, hashDomain) // hashes do not fail
-	h.Write(frame[4 : len(frame)-len(sum)])
-	h.Sum(sum[:0])
-	hashers.Put(h)
-	return sum
+	h.Write(domain) // hashes do not fail
+	h.Write(frame[4 : len(frame)-len(h.sum)])
+	h.Sum(h.sum[:0])
+	return h.sum
 }
 
 // Decode parses one whole frame and verifies its hash. The entry points into
