@@ -209,7 +209,7 @@ type treeCheck struct {
 	visit   func(leaf) error
 	depth   int
 	bufs    [][]byte // a page for each level of branches, root first
-	leaves  []byte   // leaf pages read at once
+	leaves  *leafReader
 	stat    Stat
 	nodes   nodeMap
 }
@@ -226,12 +226,13 @@ func (c *checker) checkTree(r *record, compare func(a, b []byte) int, visit func
 		for range r.depth - 1 {
 			t.bufs = append(t.bufs, make([]byte, c.f.pageSize))
 		}
-		t.leaves = make([]byte, c.f.pageSize*int(min(readAhead, c.f.pages)))
-		err := error(nil)
+		t.leaves = newLeafReader(c.f, r)
+		root := childNode{pgno: r.root}
+		var err error
 		if r.depth > 1 {
-			err = t.branch(0, r.root, nil, nil)
-		} else if err = t.readLeaves(r.root, 1); err == nil {
-			err = t.leaf(t.leaves[:c.f.pageSize], r.root, nil, nil)
+			err = t.branch(0, root, nil)
+		} else {
+			err = t.readLeaves([]childNode{root}, nil)
 		}
 		if err != nil {
 			return err
@@ -243,19 +244,25 @@ func (c *checker) checkTree(r *record, compare func(a, b []byte) int, visit func
 	return nil
 }
 
-// branch checks the branch page pgno and what is below it. All keys there are
-// at least low and less than high; nil is no bound. It ends, whatever the
-// pages point to, because no page is entered twice.
-func (t *treeCheck) branch(level int, pgno uint64, low, high []byte) error {
+// childNode is a node of a branch page: a page and the least key that may be
+// below it. nil is no bound.
+type childNode struct {
+	pgno uint64
+	key  []byte
+}
+
+// branch checks a branch page and what is below it, where all keys are less
+// than high; nil is no bound. It ends, whatever the pages point to, because no
+// page is entered twice.
+func (t *treeCheck) branch(level int, node childNode, high []byte) error {
 	if err := t.ctx.Err(); err != nil {
 		return err
 	}
-	b := t.bufs[level]
-	p, err := t.f.readPage(b, pgno, flagBranch)
+	p, err := t.f.readPage(t.bufs[level], node.pgno, flagBranch)
 	if err != nil {
 		return err
 	}
-	if err := t.enter(pgno); err != nil {
+	if err := t.enter(node.pgno); err != nil {
 		return err
 	}
 	t.stat.BranchPages++
@@ -269,60 +276,54 @@ func (t *treeCheck) branch(level int, pgno uint64, low, high []byte) error {
 			return err
 		}
 		if i == 0 {
-			c.key = low
+			c.key = node.key
 		} else if t.compare(children[i-1].key, c.key) >= 0 {
-			return damaged(pgno, "node %d is out of order", i)
+			return damaged(node.pgno, "node %d is out of order", i)
 		}
 	}
-	if last := children[p.n-1].key; high != nil && t.compare(last, high) >= 0 {
-		return damaged(pgno, "node %d belongs to a later page", p.n-1)
+	if high != nil && t.compare(children[p.n-1].key, high) >= 0 {
+		return damaged(node.pgno, "node %d belongs to a later page", p.n-1)
 	}
-	above := func(i int) []byte {
-		if i+1 < len(children) {
-			return children[i+1].key
-		}
-		return high
+	if level+1 == len(t.bufs) {
+		return t.readLeaves(children, high)
 	}
-	if level+1 < len(t.bufs) {
-		for i, c := range children {
-			if err := t.branch(level+1, c.pgno, c.key, above(i)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	for i := 0; i < len(children); {
-		first := children[i].pgno
-		n := 1
-		for i+n < len(children) && n < len(t.leaves)/t.f.pageSize && children[i+n].pgno == first+uint64(n) {
-			n++
-		}
-		if err := t.readLeaves(first, n); err != nil {
+	for i, c := range children {
+		if err := t.branch(level+1, c, upperBound(children, i, high)); err != nil {
 			return err
-		}
-		for j := range n {
-			at := j * t.f.pageSize
-			if err := t.leaf(t.leaves[at:at+t.f.pageSize], first+uint64(j), children[i].key, above(i)); err != nil {
-				return err
-			}
-			i++
 		}
 	}
 	return nil
 }
 
-// childNode is a node of a branch page.
-type childNode struct {
-	pgno uint64
-	key  []byte
+// upperBound returns what all keys below children[i] are less than.
+func upperBound(children []childNode, i int, high []byte) []byte {
+	if i+1 < len(children) {
+		return children[i+1].key
+	}
+	return high
 }
 
-func (t *treeCheck) readLeaves(pgno uint64, n int) error {
-	return t.f.readPages(t.leaves[:n*t.f.pageSize], pgno)
+// readLeaves reads and checks the leaf pages below a branch page.
+func (t *treeCheck) readLeaves(children []childNode, high []byte) error {
+	for first := 0; first < len(children); {
+		n := min(len(children)-first, t.leaves.max())
+		err := t.leaves.read(n, func(i int) (uint64, error) { return children[first+i].pgno, nil })
+		if err != nil {
+			return err
+		}
+		for i := range n {
+			if err := t.leaf(t.leaves.page(i), children[first+i], upperBound(children, first+i, high)); err != nil {
+				return err
+			}
+		}
+		first += n
+	}
+	return nil
 }
 
 // leaf checks a leaf page.
-func (t *treeCheck) leaf(b []byte, pgno uint64, low, high []byte) error {
+func (t *treeCheck) leaf(b []byte, node childNode, high []byte) error {
+	pgno := node.pgno
 	p, err := parsePage(b, pgno, flagLeaf)
 	if err != nil {
 		return err
@@ -341,7 +342,7 @@ func (t *treeCheck) leaf(b []byte, pgno uint64, low, high []byte) error {
 			return err
 		}
 		switch {
-		case i == 0 && low != nil && t.compare(l.key, low) < 0:
+		case i == 0 && node.key != nil && t.compare(l.key, node.key) < 0:
 			return damaged(pgno, "node 0 belongs to an earlier page")
 		case i > 0 && t.compare(prev, l.key) >= 0:
 			return damaged(pgno, "node %d is out of order", i)

@@ -5,9 +5,6 @@ import (
 	"fmt"
 )
 
-// readAhead bounds how many leaf pages are read at once.
-const readAhead = 64
-
 // Cursor steps through the pairs of a database in key order. Use it like a
 // bufio.Scanner:
 //
@@ -26,9 +23,9 @@ type Cursor struct {
 	seen    uint64
 
 	branches []branchPos // root first
-	run      []byte      // leaf pages read at once,
-	runPage  uint64      // the first of them,
-	runLen   uint64      // and how many
+	leaves   *leafReader
+	ahead    int // pages that leaves holds, from child first on
+	first    int
 	leaf     page
 	next     int    // node of leaf
 	prev     []byte // last key of the leaf before
@@ -51,7 +48,7 @@ func newCursor(f *File, db string, r record) (*Cursor, error) {
 	if r.depth == 0 {
 		return c, nil
 	}
-	c.run = make([]byte, f.pageSize*min(readAhead, int(min(readAhead, f.pages))))
+	c.leaves = newLeafReader(f, &r)
 	c.branches = make([]branchPos, r.depth-1)
 	for i := range c.branches {
 		c.branches[i].buf = make([]byte, f.pageSize)
@@ -60,7 +57,10 @@ func newCursor(f *File, db string, r record) (*Cursor, error) {
 	if r.depth > 1 {
 		err = c.descend(0, r.root)
 	} else {
-		err = c.readLeaves(r.root, 1)
+		err = c.leaves.read(1, func(int) (uint64, error) { return r.root, nil })
+		if err == nil {
+			err = c.setLeaf(0, r.root)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("database %q: %w", db, err)
@@ -147,26 +147,26 @@ func (c *Cursor) nextLeaf() bool {
 // to the first leaf.
 func (c *Cursor) step(level int) error {
 	b := &c.branches[level]
-	pgno, _, err := b.child(b.next)
+	child := b.next
+	pgno, _, err := b.child(child)
 	if err != nil {
 		return err
 	}
-	first := b.next
 	b.next++
 	if level+1 < len(c.branches) {
 		return c.descend(level+1, pgno)
 	}
-	if pgno-c.runPage < c.runLen {
-		return c.setLeaf(pgno)
-	}
-	// Neighbours in key order that are neighbours in the file are read at once.
-	n := uint64(1)
-	for max := uint64(len(c.run) / c.f.pageSize); n < max && first+int(n) < b.n; n++ {
-		if next, _, err := b.child(first + int(n)); err != nil || next != pgno+n {
-			break
+	if child == 0 || child == c.first+c.ahead {
+		c.first, c.ahead = child, min(b.n-child, c.leaves.max())
+		err := c.leaves.read(c.ahead, func(i int) (uint64, error) {
+			pgno, _, err := b.child(child + i)
+			return pgno, err
+		})
+		if err != nil {
+			return err
 		}
 	}
-	return c.readLeaves(pgno, n)
+	return c.setLeaf(child-c.first, pgno)
 }
 
 // descend reads the branch page pgno, which is at level, and goes down from its
@@ -181,20 +181,9 @@ func (c *Cursor) descend(level int, pgno uint64) error {
 	return c.step(level)
 }
 
-// readLeaves reads n leaf pages from pgno on and makes the first the current one.
-func (c *Cursor) readLeaves(pgno, n uint64) error {
-	c.runLen = 0
-	if err := c.f.readPages(c.run[:int(n)*c.f.pageSize], pgno); err != nil {
-		return err
-	}
-	c.runPage, c.runLen = pgno, n
-	return c.setLeaf(pgno)
-}
-
-// setLeaf makes a page of the run the current leaf.
-func (c *Cursor) setLeaf(pgno uint64) error {
-	at := int(pgno-c.runPage) * c.f.pageSize
-	p, err := parsePage(c.run[at:at+c.f.pageSize:at+c.f.pageSize], pgno, flagLeaf)
+// setLeaf makes page i of those read ahead the current leaf.
+func (c *Cursor) setLeaf(i int, pgno uint64) error {
+	p, err := parsePage(c.leaves.page(i), pgno, flagLeaf)
 	c.leaf, c.next = p, 0
 	return err
 }

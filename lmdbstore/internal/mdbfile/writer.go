@@ -15,9 +15,9 @@ const writeBuffer = 1 << 20
 const mapUnit = 1 << 20
 
 // Writer writes a planned file, front to back, without seeking. It must be fed
-// the databases and pairs that the plan was made from; other lengths or counts
-// are an error, at Close at the latest. After an error it only returns that
-// error.
+// the databases and pairs that the plan was made from. Pairs that lead to
+// another layout are an error, at Close at the latest, but the order of the
+// keys is not checked again. After an error it only returns that error.
 //
 // Pages are numbered in the order in which mdb_copy -c visits them: a page
 // comes after its children, and overflow pages before the leaf they belong to.
