@@ -214,6 +214,7 @@ func (l *life) resume(ctx context.Context) error {
 		}
 		l.startApply(ctx)
 	}
+	l.board.fail(rebuilding, nil)
 	l.startFollow(ctx)
 	return nil
 }
