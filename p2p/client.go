@@ -100,6 +100,10 @@ func (c *Client) get(ctx context.Context, addr, path string, query url.Values, d
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		var wrapped *url.Error // it repeats the URL
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err
+		}
 		return nil, because(ctx, err)
 	}
 	if err := accept(resp); err != nil {
@@ -179,7 +183,7 @@ func (c *Client) stream(ctx context.Context, addr string, dataset txlog.DatasetI
 	if !opening.Stop() {
 		return fail(errTimeout)
 	}
-	return newStream(ctx, cancel, resp.Body, got, after, c)
+	return newStream(ctx, cancel, resp.Body, addr, got, after, c)
 }
 
 // Manifest fetches a snapshot's manifest: at most 64 KiB, unverified.

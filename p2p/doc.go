@@ -26,5 +26,15 @@
 //
 // A position that the sender no longer holds is 410 Gone with a JSON body that
 // becomes a *txlog.TrimmedError again; a diverged one 409 and a
-// *txlog.DivergedError; another dataset 421 and ErrOtherDataset.
+// *txlog.DivergedError; another dataset 421 and ErrOtherDataset; a snapshot that
+// is not held 404 and ErrNotHeld; a malformed request 400 and ErrProtocol; a
+// peer without a dataset, or with too many streams, 503 with Retry-After.
+//
+// The receiver trusts nothing. It accepts a zstd window of 256 KiB at most and
+// entries of txlog.MaxEntry; memory grows with what arrives, not with what is
+// announced. Each entry's hash is verified, and that it follows the one before.
+// A peer that cannot be dialled within 5 s, does not answer within 10 s, or
+// sends no whole message for three intervals (longer by 1 s for each 128 KiB of
+// an entry) is given up. The sender gives up a client that takes no bytes for
+// 30 s.
 package p2p

@@ -3,6 +3,7 @@ package p2p
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -20,7 +21,6 @@ const (
 	frameHeader = 4          // an entry frame's length field
 	headSize    = 8 + 32 + 8 // a head message without its type
 	arenaSize   = 64 << 10
-	growStep    = 1 << 20
 )
 
 // appendHead appends a head message.
@@ -41,7 +41,7 @@ type messageReader struct {
 	r     *bufio.Reader
 	arena []byte // small frames are cut from it: they live and die together
 	// expect, if not nil, is called with the size of an entry that begins.
-	expect func(size int)
+	expect func(size int64)
 }
 
 // message is an entry or a head.
@@ -93,38 +93,26 @@ func (m *messageReader) frame() ([]byte, error) {
 	if err != nil {
 		return nil, within(err)
 	}
-	n := int64(binary.LittleEndian.Uint32(length)) + frameHeader
-	if n > txlog.MaxEntry {
-		return nil, fmt.Errorf("%w: an entry of %d bytes; at most %d are allowed", ErrProtocol, n, txlog.MaxEntry)
-	}
-	size := int(n)
+	size := int64(binary.LittleEndian.Uint32(length)) + frameHeader
 	if m.expect != nil {
-		m.expect(size)
+		m.expect(min(size, txlog.MaxEntry))
 	}
-	if size <= arenaSize/4 {
-		if len(m.arena) < size {
-			m.arena = make([]byte, arenaSize)
+	if size > arenaSize/4 {
+		frame, err := txlog.ReadFrame(m.r)
+		var limit *txlog.LimitError
+		if errors.As(err, &limit) {
+			return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
-		frame := m.arena[:size:size]
-		if _, err := io.ReadFull(m.r, frame); err != nil {
-			return nil, within(err)
-		}
-		m.arena = m.arena[size:]
-		return frame, nil
+		return frame, err
 	}
-	frame := make([]byte, 0, min(size, growStep))
-	for len(frame) < size {
-		if len(frame) == cap(frame) {
-			grown := make([]byte, len(frame), min(size, 2*cap(frame)))
-			copy(grown, frame)
-			frame = grown
-		}
-		k, err := io.ReadFull(m.r, frame[len(frame):cap(frame)])
-		frame = frame[:len(frame)+k]
-		if err != nil {
-			return nil, within(err)
-		}
+	if int64(len(m.arena)) < size {
+		m.arena = make([]byte, arenaSize)
 	}
+	frame := m.arena[:size:size]
+	if _, err := io.ReadFull(m.r, frame); err != nil {
+		return nil, within(err)
+	}
+	m.arena = m.arena[size:]
 	return frame, nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -116,11 +117,11 @@ func accept(resp *http.Response) error {
 		}
 		return &txlog.DivergedError{Seq: body.Seq, Have: have, Want: want}
 	case http.StatusMisdirectedRequest:
-		return fmt.Errorf("%w: %s", ErrOtherDataset, body.Error)
+		return fmt.Errorf("%w: %s", ErrOtherDataset, strings.TrimPrefix(body.Error, ErrOtherDataset.Error()+": "))
 	case http.StatusNotFound:
 		return ErrNotHeld
 	case http.StatusBadRequest:
-		return fmt.Errorf("%w: the peer refused the request: %s", ErrProtocol, body.Error)
+		return fmt.Errorf("%w: the peer refused the request: %s", ErrProtocol, strings.TrimPrefix(body.Error, ErrProtocol.Error()+": "))
 	default:
 		return &errUnavailable{reason: fmt.Sprintf("the peer answered %s: %s", resp.Status, body.Error)}
 	}

@@ -52,7 +52,7 @@ const (
 )
 
 // errStreamClosed is what Next returns after Close.
-var errStreamClosed = fmt.Errorf("log stream: %w", net.ErrClosed)
+var errStreamClosed = fmt.Errorf("closed by its reader: %w", net.ErrClosed)
 
 // Stream is a running log stream. One goroutine may use it.
 //
@@ -77,7 +77,7 @@ type batch struct {
 	head    Head
 }
 
-func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, dataset txlog.DatasetID, after txlog.Pos, c *Client) (*Stream, error) {
+func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, addr string, dataset txlog.DatasetID, after txlog.Pos, c *Client) (*Stream, error) {
 	s := &Stream{
 		dataset: dataset, ctx: ctx, cancel: cancel, body: body, metrics: c.metrics,
 		batches: make(chan batch, readAhead), done: make(chan struct{}),
@@ -93,11 +93,14 @@ func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.Read
 	go func() {
 		defer close(s.done)
 		defer s.metrics.active.Dec()
-		s.err = because(ctx, s.receive(z, after))
-		if !errors.Is(s.err, context.Canceled) && !errors.Is(s.err, errStreamClosed) {
+		err := because(ctx, s.receive(z, after))
+		if !errors.Is(err, context.Canceled) && !errors.Is(err, errStreamClosed) {
 			s.metrics.broken.Inc()
-			c.log.Debug("log stream broke", "error", s.err)
+			c.log.Debug("log stream broke", "peer", addr, "error", err)
 		}
+		s.err = fmt.Errorf("log stream of %s: %w", addr, err)
+		cancel(s.err)
+		body.Close()
 		z.Close()
 		close(s.batches)
 	}()
@@ -108,12 +111,12 @@ func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.Read
 // returns.
 func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
 	silence := time.AfterFunc(silentAfter, func() {
-		s.cancel(fmt.Errorf("%w: silent for %v", ErrProtocol, silentAfter))
+		s.cancel(fmt.Errorf("%w: silent, or too slow with a message", ErrProtocol))
 	})
 	defer silence.Stop()
 	in := messageReader{r: bufio.NewReaderSize(r, 64<<10)}
-	in.expect = func(size int) {
-		if size > in.r.Buffered() {
+	in.expect = func(size int64) {
+		if size > int64(in.r.Buffered()) {
 			silence.Reset(silentAfter + time.Duration(size)*time.Second/slowest)
 		}
 	}
