@@ -393,13 +393,13 @@ type node struct {
 	offers []int // seqs of snapshots it seeds
 	wrong  int   // a seq whose snapshot of its has another infohash
 
-	gone        bool  // not in gossip, does not answer
-	unreachable bool  // in gossip, does not answer
-	hang        bool  // does not even refuse
-	silent      bool  // streams, and then says nothing
-	frozen      bool  // streams heartbeats only
-	garbage     bool  // streams entries of another history
-	liar        bool  // says that we diverged
+	gone        bool // not in gossip, does not answer
+	unreachable bool // in gossip, does not answer
+	hang        bool // does not even refuse
+	silent      bool // streams, and then says nothing
+	frozen      bool // streams heartbeats only
+	garbage     bool // streams entries of another history
+	liar        bool // says that we diverged
 	boast       uint64
 	quiet       bool // gossip of its head does not arrive
 }

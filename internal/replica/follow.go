@@ -71,7 +71,7 @@ func (r *Replica) follow(ctx context.Context) (outcome, error) {
 		r.ups.forget(all)
 		head := r.c.Log.Head()
 		r.survey(all)
-		if out, ok := r.impossible(all, head); ok {
+		if out, ok := r.impossible(all, head, now); ok {
 			return out, nil
 		}
 		ranked := r.ups.rank(all, head)
@@ -123,11 +123,11 @@ func (r *Replica) follow(ctx context.Context) (outcome, error) {
 }
 
 // impossible says whether a snapshot is needed.
-func (r *Replica) impossible(all []Upstream, head txlog.Pos) (outcome, bool) {
-	if head.IsZero() && r.offers.hopeful(r.offered(txlog.Pos{})) {
+func (r *Replica) impossible(all []Upstream, head txlog.Pos, now time.Time) (outcome, bool) {
+	if head.IsZero() && r.offers.hopeful(r.offered(txlog.Pos{}), now) {
 		return outcome{rebuild: errors.New("this node holds nothing yet")}, true
 	}
-	if r.ups.exhausted(all, head) {
+	if r.ups.exhausted(all, head, now) {
 		return outcome{rebuild: fmt.Errorf("no log in reach holds what follows entry %d any more", head.Seq)}, true
 	}
 	return outcome{}, false
@@ -326,7 +326,7 @@ func (r *Replica) left(u Upstream, err error, progress bool) (outcome, bool) {
 	)
 	switch {
 	case errors.Is(err, errSilent) || errors.Is(err, errStale) || errors.Is(err, errWithholds):
-		reason = "stale"
+		reason, base, most = "stale", staleBase, staleMax
 	case !errors.As(err, &refused):
 	case errors.As(err, &trimmed):
 		reason, m.first = "trimmed", trimmed.First
@@ -348,7 +348,7 @@ func (r *Replica) left(u Upstream, err error, progress bool) (outcome, bool) {
 	if reason != "contradiction" {
 		return outcome{}, false
 	}
-	m.failures = max(m.failures, hopelessTry)
+	m.failures = max(m.failures, hopelessTries)
 	r.metrics.contradictions.Inc()
 	r.ups.accused[u.Name] = true
 	if !u.Writer && len(r.ups.accused) < 2 {

@@ -12,6 +12,7 @@ import (
 const (
 	offerBase    = 250 * time.Millisecond
 	offerMax     = 30 * time.Second
+	unfetchable  = 15 * time.Second // of failures make a log worth following from entry 1
 	distrustBase = 10 * time.Minute // full jitter: about half of it
 )
 
@@ -43,13 +44,13 @@ func (s *offers) of(o Offer) *backoff {
 // distrust records that what o led to diverged from the fleet.
 func (s *offers) distrust(o Offer) {
 	b := s.of(o)
-	b.failures = max(b.failures, hopelessTry)
+	b.failures, b.since = hopelessTries, time.Now().Add(-unfetchable)
 	b.fail(time.Now(), distrustBase, distrustBase)
 }
 
-// hopeful reports whether one of the offers did not fail often.
-func (s *offers) hopeful(all []Offer) bool {
-	return slices.ContainsFunc(all, func(o Offer) bool { return s.of(o).failures < hopelessTry })
+// hopeful reports whether one of the offers is worth another try.
+func (s *offers) hopeful(all []Offer, now time.Time) bool {
+	return slices.ContainsFunc(all, func(o Offer) bool { return !s.of(o).hopeless(now, unfetchable) })
 }
 
 // rank orders offers, the best first: the newest, and of those at one seq the

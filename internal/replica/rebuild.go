@@ -38,7 +38,7 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 		r.offers.forget(all)
 		r.metrics.conflicts.Add(float64(r.offers.audit(all, r.log)))
 		r.offers.rank(all, diverged)
-		if !diverged && !r.offers.hopeful(all) {
+		if !diverged && !r.offers.hopeful(all, now) {
 			// Perhaps an upstream reaches back after all.
 			ups, _ := r.mine()
 			r.survey(ups)
@@ -47,7 +47,7 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 			if now.Sub(began) > retryFollow {
 				r.ups.pardon(reach)
 			}
-			if len(reach) > 0 && !r.ups.exhausted(ups, head) {
+			if len(reach) > 0 && !r.ups.exhausted(ups, head, now) {
 				return outcome{}, nil
 			}
 		}

@@ -10,11 +10,13 @@ import (
 )
 
 const (
-	fanOut       = 8    // followers of one node in the tree of a colo
-	laggard      = 4096 // entries behind the best head that make an upstream a bad choice
-	hopelessTry  = 3    // failures in a row after which an upstream counts as unreachable
+	fanOut       = 8               // followers of one node in the tree of a colo
+	laggard      = 4096            // entries behind the best head that make an upstream a bad choice
+	unreachable  = 3 * time.Second // of failures make an upstream count as unreachable
 	upstreamBase = 100 * time.Millisecond
 	upstreamMax  = 5 * time.Second
+	staleBase    = 10 * time.Second // for one that held us up
+	staleMax     = time.Minute
 	liarBase     = time.Minute // for one that contradicted us
 	liarMax      = 10 * time.Minute
 )
@@ -79,28 +81,28 @@ func (s *upstreams) pardon(all []Upstream) {
 
 // trimmed reports whether u's log starts after what we need: it says so in
 // gossip, or it told us often enough that gossip must be late.
-func (s *upstreams) trimmed(u Upstream, head txlog.Pos) bool {
+func (s *upstreams) trimmed(u Upstream, head txlog.Pos, now time.Time) bool {
 	m := s.of(u.Name)
-	return u.First > head.Seq+1 || m.first > head.Seq+1 && m.failures >= hopelessTry
+	return u.First > head.Seq+1 || m.first > head.Seq+1 && m.hopeless(now, unreachable)
 }
 
 // hopeless reports whether waiting for u to help is vain for now.
-func (s *upstreams) hopeless(u Upstream, head txlog.Pos) bool {
-	return s.trimmed(u, head) || s.of(u.Name).failures >= hopelessTry
+func (s *upstreams) hopeless(u Upstream, head txlog.Pos, now time.Time) bool {
+	return s.trimmed(u, head, now) || s.of(u.Name).hopeless(now, unreachable)
 }
 
 // exhausted reports whether no upstream can carry us on from head: at least one
 // says that it no longer reaches back, and the others do too or fail.
-func (s *upstreams) exhausted(all []Upstream, head txlog.Pos) bool {
+func (s *upstreams) exhausted(all []Upstream, head txlog.Pos, now time.Time) bool {
 	trimmed := false
 	for _, u := range all {
 		if u.First == 0 {
 			continue
 		}
-		if !s.hopeless(u, head) {
+		if !s.hopeless(u, head, now) {
 			return false
 		}
-		trimmed = trimmed || s.trimmed(u, head)
+		trimmed = trimmed || s.trimmed(u, head, now)
 	}
 	return trimmed
 }
