@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"net"
@@ -43,7 +44,7 @@ func (g *Gossip) listen(o Options) error {
 	c.DeadNodeReclaimTime = time.Nanosecond
 	list, err := memberlist.Create(c)
 	if err != nil {
-		return fmt.Errorf("gossip: %w", err)
+		return errors.Join(fmt.Errorf("gossip: %w (if there is no address to advertise, listen on one of this machine's instead of %q)", err, o.Addr), transport.Shutdown())
 	}
 	g.list = list
 	self := list.LocalNode()

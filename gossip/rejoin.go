@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"context"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -9,7 +10,7 @@ import (
 
 const (
 	joinMin = 250 * time.Millisecond // first delay between attempts to join while alone
-	joinMax = 15 * time.Second       // longest one
+	joinMax = 15 * time.Second       // longest one; there is a warning each time
 
 	// reconnectInterval is the mean time between attempts to reach somebody who
 	// failed, or one of Options.Join who is not known: memberlist itself forgets
@@ -22,6 +23,7 @@ const (
 	settleEvery = 2 * time.Second
 	settleFor   = 15 * time.Second
 
+	resolveTimeout = 5 * time.Second
 	forgetInterval = 30 * time.Second
 )
 
@@ -66,7 +68,9 @@ func (g *Gossip) keepJoined() {
 			}
 		case <-next.C:
 			if alone {
-				g.reach(g.missing(), len(g.join)+maxReach)
+				if missing := g.missing(); !g.reach(missing, maxReach) && joinDelay == joinMax && len(g.join) > 0 {
+					g.log.Warn("no other member can be reached; trying on", "tried", missing, "join", g.join)
+				}
 				next.Reset(jitter(joinDelay))
 				joinDelay = min(2*joinDelay, joinMax)
 			} else {
@@ -77,15 +81,16 @@ func (g *Gossip) keepJoined() {
 	}
 }
 
-// maxReach is how many failed members a lonely node tries at once.
-const maxReach = 10
+// maxReach is how many nodes a lonely one tries at a time.
+const maxReach = 16
 
-// reach exchanges state with up to n of the nodes at addrs, picked at random.
-func (g *Gossip) reach(addrs []string, n int) {
+// reach exchanges state with up to n of the nodes at addrs, picked at random,
+// and reports whether one answered.
+func (g *Gossip) reach(addrs []string, n int) (reached bool) {
 	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
 	for _, addr := range addrs[:min(n, len(addrs))] {
 		if g.ctx.Err() != nil {
-			return
+			return reached
 		}
 		if _, err := g.list.Join([]string{addr}); err != nil {
 			g.metrics.joins.WithLabelValues("failed").Inc()
@@ -93,32 +98,49 @@ func (g *Gossip) reach(addrs []string, n int) {
 			continue
 		}
 		g.metrics.joins.WithLabelValues("reached").Inc()
+		reached = true
 	}
+	return reached
 }
 
 // missing returns the addresses of members that failed and of those to join
 // that are not alive.
 func (g *Gossip) missing() []string {
 	known := g.view.addrs()
-	all := slices.Concat(known[Failed], g.join)
+	all := known[Failed]
+	for _, addr := range g.join {
+		resolved, err := resolve(g.ctx, addr)
+		if err != nil {
+			g.metrics.joins.WithLabelValues("failed").Inc()
+			g.log.Debug("join failed", "addr", addr, "error", err)
+		}
+		all = append(all, resolved...)
+	}
 	all = slices.DeleteFunc(all, func(addr string) bool {
-		addr = canonical(addr)
 		return addr == g.addr.String() || slices.Contains(known[Alive], addr)
 	})
 	slices.Sort(all)
 	return slices.Compact(all)
 }
 
-// canonical writes a literal host:port as memberlist does; names stay as they are.
-func canonical(addr string) string {
+// resolve returns the addresses of a host:port as memberlist writes them. It
+// spares memberlist's own look-up, which does not know when to stop.
+func resolve(ctx context.Context, addr string) ([]string, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return addr
+		return nil, err
 	}
-	if ip := net.ParseIP(host); ip != nil {
-		host = ip.String()
+	ctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, err
 	}
-	return net.JoinHostPort(host, port)
+	addrs := make([]string, len(ips))
+	for i, ip := range ips {
+		addrs[i] = net.JoinHostPort(ip.Unmap().String(), port)
+	}
+	return addrs, nil
 }
 
 // jitter returns a time between a half and one and a half of d.

@@ -264,6 +264,38 @@ func TestCrashLeaveAndReturn(t *testing.T) {
 	})
 }
 
+func TestLeaveAndClose(t *testing.T) {
+	simulate(t, func(s *sim) {
+		alone := s.start("alone", 9)
+		if err := alone.Leave(time.Second); err != nil {
+			t.Errorf("leave of a lonely node: %v", err)
+		}
+		s.start("a", 1)
+		b := s.start("b", 2, addr(1))
+		c := s.start("c", 3, addr(1))
+		delete(s.nodes, "alone")
+		s.within(10*time.Second, "3 nodes know each other", s.all)
+		s.net.Partition([]string{addr(1)}, []string{addr(2)}, []string{addr(3)})
+		begin := time.Now()
+		s.net.SetLoss(1)
+		t.Logf("leave into the void: %v after %v", b.Leave(2*time.Second), time.Since(begin))
+		if took := time.Since(begin); took > 3*time.Second {
+			t.Errorf("leave took %v", took)
+		}
+		c.Close()
+		for _, g := range []*gossip.Gossip{b, c} {
+			if err := errors.Join(g.Close(), g.Leave(time.Second), g.Close(), g.Update(func(f *gossip.Facts) { f.State = "gone" })); err != nil {
+				t.Error(err)
+			}
+			if m := g.Members(); len(m) == 0 || m[0].State != "gone" {
+				t.Errorf("after the end: %+v", m)
+			}
+		}
+		delete(s.nodes, "b")
+		delete(s.nodes, "c")
+	})
+}
+
 func TestForget(t *testing.T) {
 	simulate(t, func(s *sim) {
 		s.start(name(0), 1)
