@@ -3,11 +3,14 @@ package p2p
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"log/slog"
 	"time"
 
 	"github.com/anacrolix/torrent"
+	"github.com/anacrolix/torrent/metainfo"
 	pp "github.com/anacrolix/torrent/peer_protocol"
+	"github.com/anacrolix/torrent/storage"
 	"golang.org/x/time/rate"
 )
 
@@ -53,6 +56,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.Extensions = pp.NewPeerExtensionBytes(pp.ExtensionBitFast)
 	c.HeaderObfuscationPolicy = torrent.HeaderObfuscationPolicy{Preferred: false, RequirePreferred: true}
 
+	c.DefaultStorage = noStorage{}
 	c.Seed = true
 	c.DropDuplicatePeerIds = true
 	c.DialRateLimiter = rate.NewLimiter(rate.Inf, 1)
@@ -75,6 +79,15 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.Callbacks.ReadMessage = s.messageRead
 	c.Callbacks.ReceivedUsefulData = append(c.Callbacks.ReceivedUsefulData, s.usefulRead)
 	return c
+}
+
+// noStorage is for torrents that bring no storage of their own, of which there
+// are none here. The client's default would make a database in the process's
+// working directory.
+type noStorage struct{}
+
+func (noStorage) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (storage.TorrentImpl, error) {
+	return storage.TorrentImpl{}, errors.New("torrent was added without storage")
 }
 
 // debugHandler passes the torrent client's messages on at debug level.
