@@ -180,10 +180,10 @@ func (e *env) tryOpen(size int64, create bool) (err error) {
 	var kv, meta lmdbDBI
 	open := func(flags uint) func(*lmdbTxn) error {
 		return func(txn *lmdbTxn) (err error) {
-			if kv, err = txn.OpenDBI("kv", flags); err != nil {
+			if kv, err = txn.OpenDBI(dbKV, flags); err != nil {
 				return err
 			}
-			meta, err = txn.OpenDBI("meta", flags)
+			meta, err = txn.OpenDBI(dbMeta, flags)
 			return err
 		}
 	}

@@ -161,12 +161,15 @@ var errNotPrepared = errors.New("generation is no longer being prepared: it was 
 // progress, if not nil, is called with the bytes copied so far. One generation
 // at a time can be prepared.
 func (s *Store) Install(ctx context.Context, file string, progress func(done int64)) (*Generation, error) {
+	if !s.working() {
+		return nil, ErrClosed
+	}
+	defer s.work.Done()
 	g := &Generation{store: s}
 	number, err := s.prepare(g)
 	if err != nil {
 		return nil, err
 	}
-	defer s.work.Done()
 	ctx, cancel := s.until(ctx)
 	defer cancel()
 	gen, err := s.install(ctx, file, number, progress)

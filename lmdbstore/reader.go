@@ -85,7 +85,7 @@ func (r *Reader) open() (*env, error) {
 		return nil, err
 	}
 	dir := filepath.Join(r.dir, nameOf(number))
-	if _, err := inspect(filepath.Join(dir, dataFile)); err != nil {
+	if err := inspectLive(filepath.Join(dir, dataFile)); err != nil {
 		return nil, err
 	}
 	return openEnv(dir, envOptions{

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/qs-peer/qs-peer/internal/durable"
+	"github.com/qs-peer/qs-peer/lmdbstore/internal/mdbfile"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -29,7 +30,7 @@ var (
 	ErrNewerFormat = errors.New("store has a newer format")
 	// ErrDamaged is wrapped by errors about a file that is not a sound
 	// environment; such a file was not mapped.
-	ErrDamaged = errors.New("file is damaged")
+	ErrDamaged = mdbfile.ErrDamaged
 	// ErrInUse means that another Store, in this process or another, owns the
 	// directory.
 	ErrInUse = errors.New("store is in use by another process")
@@ -244,20 +245,26 @@ func (s *Store) until(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, func() { stop(); cancel() }
 }
 
+// working notes that work has begun for Close to wait for, unless it is too late.
+func (s *Store) working() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.work.Add(1)
+	}
+	return !s.closed
+}
+
 // prepare takes the place for a generation that is being prepared, and a number
 // for it.
 func (s *Store) prepare(g *Generation) (number uint64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
-		return 0, ErrClosed
-	}
 	if s.preparing != nil {
 		return 0, errors.New("another generation is being prepared; activate or discard it first")
 	}
 	s.preparing = g
 	s.newest++
-	s.work.Add(1)
 	return s.newest, nil
 }
 

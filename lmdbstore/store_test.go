@@ -120,6 +120,21 @@ func apply(t testing.TB, s interface{ Apply([]txlog.Entry) error }, entries ...t
 	}
 }
 
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
 type viewer interface{ View(func(*Tx) error) error }
 
 // matches compares what a view sees with the model, by scan and by get.
