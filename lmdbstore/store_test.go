@@ -3,8 +3,6 @@ package lmdbstore
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -33,13 +31,11 @@ type history struct {
 func newHistory() *history { return &history{model: make(map[string]string)} }
 
 func (h *history) entry(ops ...txlog.Op) txlog.Entry {
-	e := txlog.Entry{Seq: h.pos.Seq + 1, Epoch: 1, Prev: h.pos.Hash, Ops: ops}
-	e.Time = time.Unix(1_700_000_000, int64(e.Seq))
-	sum := sha256.New()
-	sum.Write(e.Prev[:])
-	binary.Write(sum, binary.LittleEndian, e.Seq)
+	e, err := txlog.Seal(h.pos, 1, time.Unix(1_700_000_000, int64(h.pos.Seq)+1), ops)
+	if err != nil {
+		panic(err)
+	}
 	for _, op := range ops {
-		fmt.Fprintf(sum, "%d %q %q", op.Kind, op.Key, op.Value)
 		switch op.Kind {
 		case txlog.Put:
 			h.model[string(op.Key)] = string(op.Value)
@@ -47,7 +43,6 @@ func (h *history) entry(ops ...txlog.Op) txlog.Entry {
 			delete(h.model, string(op.Key))
 		}
 	}
-	copy(e.Hash[:], sum.Sum(nil))
 	h.pos = e.Pos()
 	return e
 }
@@ -286,7 +281,7 @@ func TestApplyRefuses(t *testing.T) {
 	gap := h.entry(put("c", "1"))
 	fork := history{base.pos, maps.Clone(base.model)}
 	other := fork.entry(put("other", "1"))
-	second := fork.begin()
+	second := txlog.Entry{Seq: fork.pos.Seq + 1, Prev: fork.pos.Hash, Ops: first.Ops}
 
 	diverged := func(want txlog.DivergedError) func(error) bool {
 		return func(err error) bool {
