@@ -1,0 +1,251 @@
+package txlog
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/internal/faultfs"
+)
+
+func TestFullDisk(t *testing.T) {
+	fs := faultfs.New()
+	l := created(t, "log", Options{FS: fs, SegmentBytes: minSegmentBytes})
+	before := appendN(t, l, 5, 700)
+	for _, room := range []int64{0, 1, markSize, 100, 500} {
+		fs.SetSpace(room)
+		for range 3 {
+			if _, err := l.Append(t.Context(), put("key", string(make([]byte, 700)))); !errors.Is(err, syscall.ENOSPC) || errors.Is(err, ErrFailed) {
+				t.Fatalf("with %d bytes of room: %v", room, err)
+			}
+		}
+		if l.Head() != before[4] {
+			t.Fatalf("head is %v", l.Head())
+		}
+	}
+	readTo(t, l, Pos{}, l.Head().Seq)
+	fs.SetSpace(250)
+	small := appendN(t, l, 1, 10)
+	fs.SetSpace(-1)
+	last := appendN(t, l, 20, 700) // over several segments
+	fs.SetSpace(0)
+	if err := l.Reset(testID, last[3]); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	fs.SetSpace(-1)
+	appendN(t, l, 1, 10)
+	must(t, l.Close())
+	left := fs.AfterPowerCut(rand.New(rand.NewPCG(1, 1)))
+	l = open(t, "log", Options{FS: left})
+	all := readTo(t, l, Pos{}, 1+5+1+20+1)
+	if all[6].Pos() != small[0] || all[len(all)-1].Pos() != l.Head() {
+		t.Fatalf("%v", l.Head())
+	}
+}
+
+func TestFailedFsyncStopsTheLog(t *testing.T) {
+	for name, applied := range map[string]bool{"kept": true, "lost": false} {
+		t.Run(name, func(t *testing.T) {
+			fs := faultfs.New()
+			reg := prometheus.NewRegistry()
+			l := created(t, "log", Options{FS: fs, Registerer: reg})
+			good := appendN(t, l, 3, 10)[2]
+			boom := errors.New("boom")
+			fs.Inject(func(op faultfs.Op) faultfs.Fault {
+				if op.Kind == faultfs.Sync {
+					return faultfs.Fault{Err: boom, Applied: applied}
+				}
+				return faultfs.Fault{}
+			})
+			for range 2 {
+				_, err := l.Append(t.Context(), put("key", "lost"))
+				if !errors.Is(err, ErrFailed) || !errors.Is(err, boom) {
+					t.Fatal(err)
+				}
+				fs.Inject(nil)
+			}
+			if err := l.Reset(testID, good); !errors.Is(err, ErrFailed) {
+				t.Fatal(err)
+			}
+			if got := readTo(t, l, Pos{}, good.Seq); got[3].Pos() != good || l.Head() != good {
+				t.Fatal("reads do not go on")
+			}
+			must(t, l.Close())
+			l = open(t, "log", Options{FS: fs, Registerer: reg})
+			if l.Head().Seq < good.Seq {
+				t.Fatal(l.Head())
+			}
+			appendN(t, l, 2, 10)
+		})
+	}
+}
+
+func TestUnreadableDisk(t *testing.T) {
+	fs := faultfs.New()
+	l := created(t, "log", Options{FS: fs, SegmentBytes: minSegmentBytes})
+	appendN(t, l, 10, 1000)
+	boom := errors.New("unreadable")
+	r, err := l.Reader(Pos{})
+	must(t, err)
+	defer r.Close()
+	fs.Inject(func(op faultfs.Op) faultfs.Fault {
+		if op.Kind == faultfs.Read {
+			return faultfs.Fault{Err: boom}
+		}
+		return faultfs.Fault{}
+	})
+	var corrupt *CorruptError
+	if _, err := r.Next(t.Context(), 1); !errors.Is(err, boom) || errors.As(err, &corrupt) {
+		t.Fatal(err)
+	}
+	if _, err := Open("log", Options{FS: fs}); !errors.Is(err, boom) || errors.As(err, &corrupt) {
+		t.Fatal(err)
+	}
+	fs.Inject(nil)
+	if got, err := r.Next(t.Context(), 1<<20); err != nil || len(got) == 0 || got[0].Seq != 1 {
+		t.Fatal("the reader does not recover:", got, err)
+	}
+}
+
+// TestRandomLives drives logs by random operations with random faults and
+// compares with a model, through restarts and power cuts.
+func TestRandomLives(t *testing.T) {
+	lives := 150
+	if testing.Short() {
+		lives = 20
+	}
+	for seed := range uint64(lives) {
+		rng := rand.New(rand.NewPCG(seed, 42))
+		fs := faultfs.New()
+		h := history{acked: map[uint64]Hash{}}
+		now := time.Unix(1000, 0)
+		o := Options{FS: fs, SegmentBytes: minSegmentBytes, Now: func() time.Time {
+			now = now.Add(time.Duration(rng.IntN(5)-2) * time.Second) // goes back, too
+			return now
+		}}
+		reopen := func(l *Log) *Log {
+			fs.Inject(nil)
+			if l != nil {
+				must(t, l.Close())
+			}
+			l, err := Open("log", o)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			if err := h.check(l); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			return l
+		}
+		l := reopen(nil)
+		_, err := l.Create(testID)
+		must(t, err)
+		h.dataset, h.head, h.acked[1] = testID, 1, l.Head().Hash
+		for range 60 {
+			if rng.IntN(3) == 0 {
+				fault := faultfs.Fault{Err: syscall.ENOSPC, Short: rng.IntN(3000)}
+				if rng.IntN(4) == 0 {
+					fault = faultfs.Fault{Err: syscall.EIO, Applied: rng.IntN(2) == 0}
+				}
+				fs.Inject(faultfs.At(fs.Ops()+1+rng.IntN(6), fault))
+			}
+			var err error
+			switch rng.IntN(12) {
+			case 0:
+				h.trimmed = max(h.trimmed, rng.Uint64N(l.Head().Seq+1))
+				_, err = l.Trim(h.trimmed)
+			case 1:
+				l = reopen(l)
+			case 2:
+				must(t, l.Close())
+				fs = fs.AfterPowerCut(rng)
+				o.FS = fs
+				l = reopen(nil)
+			case 3:
+				fs.Inject(nil) // what follows from a failure here is in TestOneFaultAtEveryStep
+				base := Pos{Seq: 1 + rng.Uint64N(l.Head().Seq+10), Hash: Hash{byte(rng.Uint32())}}
+				must(t, l.Reset(testID, base))
+				h = history{dataset: testID, base: base.Seq, head: base.Seq, trimmed: base.Seq, acked: map[uint64]Hash{}}
+			case 4, 5:
+				var entries []Entry
+				at := l.Head()
+				for range 1 + rng.IntN(8) {
+					e, err := Seal(at, 2, now, put("sealed", string(make([]byte, rng.IntN(1000)))))
+					must(t, err)
+					entries, at = append(entries, e), e.Pos()
+				}
+				if _, err = l.AppendEntries(entries); err == nil {
+					for _, e := range entries {
+						h.ack(e.Pos())
+					}
+				}
+			default:
+				var p Pos
+				if p, err = l.Append(context.Background(), put("key", string(make([]byte, rng.IntN(2500))))); err == nil {
+					h.ack(p)
+				}
+			}
+			if errors.Is(err, ErrFailed) {
+				l = reopen(l)
+			}
+			if err := h.check(l); err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+		}
+		must(t, l.Close())
+	}
+}
+
+func TestTimeNeverGoesBack(t *testing.T) {
+	now := time.Unix(5000, 7)
+	o := Options{SegmentBytes: minSegmentBytes, Now: func() time.Time { return now }}
+	dir := t.TempDir()
+	l := created(t, dir, o)
+	appendN(t, l, 10, 1000)
+	now = time.Unix(100, 0)
+	appendN(t, l, 5, 1000)
+	must(t, l.Close())
+	l = open(t, dir, o)
+	appendN(t, l, 5, 1000)
+	if !l.HeadTime().Equal(time.Unix(5000, 7)) {
+		t.Fatal(l.HeadTime())
+	}
+	for _, e := range readTo(t, l, Pos{}, l.Head().Seq) {
+		if !e.Time.Equal(time.Unix(5000, 7)) {
+			t.Fatal(e.Seq, e.Time)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	if _, err := Open(t.TempDir(), Options{SegmentBytes: 100}); err == nil || !strings.Contains(err.Error(), "4096") {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	l := created(t, t.TempDir(), Options{Registerer: reg})
+	if _, err := Open(t.TempDir(), Options{Registerer: reg}); err == nil {
+		t.Fatal("two logs share metrics")
+	}
+	appendN(t, l, 3, 10)
+	families, err := reg.Gather()
+	must(t, err)
+	got := map[string]float64{}
+	for _, f := range families {
+		m := f.GetMetric()[0]
+		got[f.GetName()] = m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
+	}
+	for name, want := range map[string]float64{
+		"qs_log_entries_appended_total": 3, "qs_log_fsync_seconds": 3, "qs_log_fsync_entries": 3, "qs_log_segments": 1,
+		"qs_log_head_seq": 4, "qs_log_first_seq": 1, "qs_log_failed": 0, "qs_log_size_bytes": float64(l.Bytes()),
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+}
