@@ -70,7 +70,7 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 		return nil, err
 	}
 	p.addrs = ls.addresses
-	if err := p.live(&o, disk, ls, reg); err != nil {
+	if err := p.live(ctx, &o, disk, ls, reg); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(o.Data, addrsName)
@@ -84,9 +84,11 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 }
 
 // live wires the parts together and sets them going.
-func (p *Peer) live(o *Options, disk *storage, ls *listeners, reg *prometheus.Registry) error {
+func (p *Peer) live(ctx context.Context, o *Options, disk *storage, ls *listeners, reg *prometheus.Registry) error {
 	logger := func(part string) *slog.Logger { return o.Logger.With("part", part) }
 	changed := newSignal()
+	ready := make(chan struct{})
+	becameReady := sync.OnceFunc(func() { close(ready) })
 
 	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
 		Name: o.Name, Listener: ls.take(&ls.swarm), UploadRate: o.UploadRate, DownloadRate: o.DownloadRate,
@@ -123,7 +125,12 @@ func (p *Peer) live(o *Options, disk *storage, ls *listeners, reg *prometheus.Re
 	cfg := replica.Config{
 		Name: o.Name, Manager: o.Role == gossip.Manager, Log: replicaLog{disk.log}, Store: replicaStore{disk.store},
 		Logger: logger("replica"), Registerer: reg,
-		OnChange: func(replica.Status) { changed.notify() },
+		OnChange: func(st replica.Status) {
+			if st.Ready {
+				becameReady()
+			}
+			changed.notify()
+		},
 	}
 	if !disk.node.writer() {
 		cfg.Fleet, cfg.Network = fleet, network
@@ -139,8 +146,9 @@ func (p *Peer) live(o *Options, disk *storage, ls *listeners, reg *prometheus.Re
 		manager: o.Role == gossip.Manager, keep: o.KeepSnapshots, logger: logger("keeper"),
 		conflicts: newConflictsGauge(reg), warned: map[string]bool{},
 	}
+	writer := &writer{node: disk.node, self: o.Name, log: disk.log, fleet: fleet, applied: rep.WaitApplied, fail: p.fail}
 	publish := &publisher{
-		name: o.Name, role: o.Role, store: disk.store, shelf: shelf, keeper: keep, status: rep.Status, logger: logger("publisher"),
+		role: o.Role, writer: writer, store: disk.store, shelf: shelf, keeper: keep, status: rep.Status, logger: logger("publisher"),
 	}
 	advertise := &advertiser{
 		storage: disk, swarm: swarm, shelf: shelf, gossip: g, status: rep.Status, fail: p.fail, logger: logger("gossip"), changed: changed,
@@ -174,10 +182,14 @@ func (p *Peer) live(o *Options, disk *storage, ls *listeners, reg *prometheus.Re
 	}
 
 	reads := &reads{store: disk.store, status: rep.Status}
-	writer := &writer{node: disk.node, self: o.Name, log: disk.log, fleet: fleet, applied: rep.WaitApplied, fail: p.fail}
 	api := &api{
 		reads: reads, writer: writer, shelf: shelf, publisher: publish,
-		members: g.Members, status: rep.Status, health: p.Err,
+		members: func() []gossip.Member {
+			members := g.Members()
+			advertise.fill(&members[0].Facts) // fresher than what gossip was told last
+			return members
+		},
+		status: rep.Status, health: p.Err,
 		scans: make(chan struct{}, maxScans), logger: logger("http"),
 	}
 	p.stop.add("stop HTTP server", serveHTTP(ls.take(&ls.http), api.handler(reg), logger("http")))
@@ -187,7 +199,19 @@ func (p *Peer) live(o *Options, disk *storage, ls *listeners, reg *prometheus.Re
 		resp.serve(ln)
 	}
 	p.stop.add("stop RESP server", resp.stop)
-	return nil
+
+	if !disk.node.writer() {
+		return nil
+	}
+	// The writer needs nobody to be ready: whoever sees its addresses can use it.
+	select {
+	case <-ready:
+		return nil
+	case <-p.done:
+		return p.Err()
+	case <-ctx.Done():
+		return fmt.Errorf("wait until the log is applied: %w", ctx.Err())
+	}
 }
 
 // followSwarm keeps the swarm's list of peers as gossip has it.

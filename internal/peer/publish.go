@@ -14,8 +14,8 @@ import (
 
 // publisher mints at a manager.
 type publisher struct {
-	name   string
 	role   gossip.Role
+	writer *writer
 	store  *lmdbstore.Store
 	shelf  *shelf
 	keeper *keeper
@@ -26,7 +26,7 @@ type publisher struct {
 // publish mints a snapshot of what is applied now and offers it.
 func (p *publisher) publish(ctx context.Context) (*snapshot.Snapshot, error) {
 	if p.role != gossip.Manager {
-		return nil, &notWriterError{what: "snapshots are minted by managers, and " + p.name + " is a worker"}
+		return nil, p.writer.elsewhere("snapshots are minted by managers, and " + p.writer.self + " is a worker")
 	}
 	if st := p.status(); !st.Ready {
 		return nil, &notReadyError{st.State}

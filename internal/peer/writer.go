@@ -27,7 +27,12 @@ func (w *writer) check() error {
 	if w.node.writer() {
 		return nil
 	}
-	e := &notWriterError{what: w.self + " takes no writes"}
+	return w.elsewhere(w.self + " takes no writes")
+}
+
+// elsewhere refuses what the writer should be asked to do.
+func (w *writer) elsewhere(what string) error {
+	e := &notWriterError{what: what}
 	if m, ok := w.fleet.writer(w.log.Dataset()); ok {
 		e.name, e.url = m.Name, memberURL(m)
 	}
