@@ -203,6 +203,28 @@ func BenchmarkCopyCompact(b *testing.B) {
 	})
 }
 
+// BenchmarkAppend is the other way to a canonical file: MDB_APPEND into a fresh
+// environment, without reading the source and without hashing the result.
+func BenchmarkAppend(b *testing.B) {
+	b.SetBytes(benchPlan(b).Size())
+	for b.Loop() {
+		env, err := lmdb.NewEnv()
+		must(b, err)
+		must(b, env.SetMaxDBs(2))
+		must(b, env.SetMapSize(1<<30))
+		must(b, env.Open(b.TempDir(), lmdb.WriteMap|lmdb.NoSync|lmdb.NoMetaSync, 0o600))
+		must(b, env.Update(func(txn *lmdb.Txn) error {
+			dbi, err := txn.OpenDBI("kv", lmdb.Create)
+			if err != nil {
+				return err
+			}
+			return feed(func(k, v []byte) error { return txn.Put(dbi, k, v, lmdb.Append) })
+		}))
+		must(b, env.Close())
+	}
+	reportPairs(b)
+}
+
 func BenchmarkCheck(b *testing.B) {
 	benchSources(b, func(b *testing.B, f *os.File, size int64) {
 		for b.Loop() {
