@@ -156,6 +156,8 @@ func (r *Reader) Next(ctx context.Context, maxBytes int) ([]Entry, error) {
 			continue
 		case len(entries) > 0: // an error comes again
 			return entries, nil
+		case r.isClosed(): // whatever reading a closed file said
+			return nil, ErrClosed
 		case !errors.Is(err, io.EOF):
 			return nil, err
 		}
