@@ -73,8 +73,9 @@ func TestFleet(t *testing.T) {
 
 	var snap minted
 	step(t, "both managers' snapshots at one position are one torrent", func() {
-		snap = f.snapshot(m1)
-		if other := f.snapshot(m2); other != snap {
+		// The follower first: it would mirror the writer's instead of minting.
+		other := f.snapshot(m2)
+		if snap = f.snapshot(m1); other != snap {
 			t.Fatalf("m1 minted %+v\nm2 minted %+v", snap, other)
 		}
 		if snap.Pairs != uint64(len(want)) {

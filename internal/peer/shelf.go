@@ -69,7 +69,11 @@ func (s *shelf) mint(ctx context.Context, store snapshot.Minter) (*snapshot.Snap
 	if err != nil {
 		return nil, fmt.Errorf("mint snapshot: %w", err)
 	}
-	return snap, s.seed(snap)
+	if err := s.seed(snap); !errors.Is(err, p2p.ErrHeld) {
+		return snap, err
+	}
+	// The very same bytes are being fetched; they are offered once that is done.
+	return snap, nil
 }
 
 // seed offers a verified snapshot.
