@@ -96,6 +96,9 @@ func (n *node) complete(cmd *cobra.Command) error {
 	if n.logFormat != "text" && n.logFormat != "json" {
 		return usagef("--log-format %q: want text or json", n.logFormat)
 	}
+	if o.Role == gossip.Manager && o.KeepSnapshots < 1 {
+		return usagef("--keep-snapshots %d: a manager keeps at least one", o.KeepSnapshots)
+	}
 	if o.Name == "" {
 		name, err := defaultName(o.Data)
 		if err != nil {
