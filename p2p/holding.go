@@ -47,9 +47,7 @@ type link struct {
 	holding *holding
 	since   time.Time
 
-	// Guarded by Swarm.mu.
-	lastData  time.Time
-	unclaimed int64 // bytes of the last block, until it is known to be useful
+	unclaimed int64 // bytes of the last block, until it is known to be useful; guarded by Swarm.mu
 }
 
 // hold reserves a torrent for a Seed or a Fetch, which must settle it.
@@ -181,7 +179,8 @@ func (s *Swarm) connAdded(c *torrent.PeerConn) {
 	now := time.Now()
 	s.mu.Lock()
 	if h := s.holdings[ih]; h != nil {
-		s.links[c] = &link{peer: c.PeerID, holding: h, since: now, lastData: now}
+		s.links[c] = &link{peer: c.PeerID, holding: h, since: now}
+		s.setWindows(h)
 	}
 	s.mu.Unlock()
 	s.wakeKeeper()
@@ -193,6 +192,7 @@ func (s *Swarm) connClosed(c *torrent.PeerConn) {
 	if l != nil {
 		s.waste(l.holding, l.unclaimed)
 		delete(s.links, c)
+		s.setWindows(l.holding)
 	}
 	s.mu.Unlock()
 	s.wakeKeeper()
@@ -229,8 +229,7 @@ func (s *Swarm) usefulRead(e torrent.ReceivedUsefulDataEvent) {
 	}
 	h.contributors[piece][l.peer] += int64(len(e.Message.Piece))
 	l.unclaimed = 0
-	l.lastData = time.Now()
-	h.lastData = l.lastData
+	h.lastData = time.Now()
 	h.stalls = 0
 }
 
