@@ -33,6 +33,7 @@ type holding struct {
 	store        *store // set by attach
 	busy         bool   // a Seed or Fetch is running and will release it if need be
 	fetching     bool
+	damaged      bool     // the store lost pieces, which the client does not know yet
 	received     [2]int64 // in verified pieces, by sender's role
 	wasted       int64
 	contributors map[int]map[torrent.PeerID]int64 // bytes of unverified pieces
@@ -231,6 +232,9 @@ func (s *Swarm) usefulRead(e torrent.ReceivedUsefulDataEvent) {
 	l.unclaimed = 0
 	h.lastData = time.Now()
 	h.stalls = 0
+	if d := h.dials[l.peer]; d != nil {
+		d.failures = 0
+	}
 }
 
 // pieceChecked is called by the store, without the client's lock.
@@ -268,3 +272,13 @@ func (s *Swarm) waste(h *holding, n int64) {
 
 // storeFailed ends a fetch whose file can not be written or read back.
 func (h *holding) storeFailed(err error) { h.fail(err) }
+
+// storeDamaged has the keeper tell the client and the peers.
+func (h *holding) storeDamaged(err error) {
+	s := h.swarm
+	s.mu.Lock()
+	h.damaged = true
+	s.mu.Unlock()
+	s.o.Logger.Error("file of a torrent is damaged: what can not be read is no longer offered", "torrent", h.torrent.Name(), "err", err)
+	s.wakeKeeper()
+}

@@ -25,8 +25,8 @@ const (
 	// redialMax, ± 50%.
 	redialMin = 250 * time.Millisecond
 	redialMax = 8 * time.Second
-	// provenAfter is how long a connection must last for the failures before it
-	// to be forgotten.
+	// A connection that delivered something, or lasted for provenAfter, makes
+	// the failures before it forgotten.
 	provenAfter = 5 * time.Second
 	// politeDelay is how long the peer that should be dialled waits for the
 	// other to do it, so that two do not dial each other at once.
@@ -109,21 +109,32 @@ func (s *Swarm) tend(now time.Time) {
 		stalled []*torrent.PeerConn
 	}
 	var todo []work
-	var shunned []*torrent.PeerConn
+	var damaged []*holding
+	var hangUp []*torrent.PeerConn
 	s.mu.Lock()
 	for c, l := range s.links {
-		if s.isShunned(l.peer, now) {
-			shunned = append(shunned, c)
+		// After damage here, peers connect again and hear what is left.
+		if s.isShunned(l.peer, now) || l.holding.damaged {
+			hangUp = append(hangUp, c)
 		}
 	}
 	for _, h := range s.holdings {
+		if h.damaged {
+			h.damaged = false
+			damaged = append(damaged, h)
+		}
 		if h.fetching {
 			todo = append(todo, work{h, s.toDial(h, now), s.stalled(h, now)})
 		}
 	}
 	s.mu.Unlock()
 
-	for _, c := range shunned {
+	for _, h := range damaged {
+		for _, i := range h.store.bad() {
+			h.lib.Piece(i).UpdateCompletion()
+		}
+	}
+	for _, c := range hangUp {
 		c.Close()
 	}
 	for _, w := range todo {

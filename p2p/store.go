@@ -36,8 +36,12 @@ type store struct {
 // storeWatcher hears what happens to a store. It is not called with a lock of
 // the store's held.
 type storeWatcher interface {
+	// pieceChecked: a received piece was hashed.
 	pieceChecked(piece int, good bool)
+	// storeFailed: what was received can not be written or read back.
 	storeFailed(error)
+	// storeDamaged: pieces that were good can not be read any more.
+	storeDamaged(error)
 }
 
 func newStore(t *chunker.Torrent, f durable.File, good []bool, w storeWatcher) *store {
@@ -137,10 +141,40 @@ type storePiece struct {
 
 func (p storePiece) offset() int64 { return int64(p.i) * p.torrent.PieceLength() }
 
-// ReadAt returns io.EOF where the file is too short; the client then calls
-// MarkNotComplete.
+// ReadAt reads what a peer asked for.
 func (p storePiece) ReadAt(b []byte, off int64) (int, error) {
-	return p.file.ReadAt(b, p.offset()+off)
+	n, err := p.file.ReadAt(b, p.offset()+off)
+	if n < len(b) && p.isGood(p.i) {
+		p.damaged(p.i, err)
+	}
+	return n, err
+}
+
+// damaged marks a piece that can not be read, and if the file was cut short all
+// others that it lacks, so that peers are told once.
+func (s *store) damaged(i int, err error) {
+	s.mark(i, false)
+	if size, serr := s.file.Size(); serr == nil {
+		for j := range s.good {
+			if int64(j)*s.torrent.PieceLength()+s.torrent.PieceSize(j) > size {
+				s.mark(j, false)
+			}
+		}
+	}
+	s.watcher.storeDamaged(err)
+}
+
+// bad returns the pieces that are not good.
+func (s *store) bad() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var bad []int
+	for i, good := range s.good {
+		if !good {
+			bad = append(bad, i)
+		}
+	}
+	return bad
 }
 
 func (p storePiece) WriteAt(b []byte, off int64) (int, error) {
