@@ -13,10 +13,13 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/qs-peer/qs-peer/chunker"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // payload is a file that follows from its size, and its torrent.
 type payload struct {
