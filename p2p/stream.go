@@ -171,7 +171,7 @@ func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
 			return s.ctx.Err()
 		}
 		silence.Reset(silentAfter)
-		b, size = batch{head: b.head}, 0
+		b, size = batch{head: b.head, entries: make([]txlog.Entry, 0, len(b.entries))}, 0
 	}
 }
 

@@ -207,7 +207,6 @@ type treeCheck struct {
 	*checker
 	compare func(a, b []byte) int
 	visit   func(leaf) error
-	depth   int
 	bufs    [][]byte // a page for each level of branches, root first
 	leaves  *leafReader
 	stat    Stat
@@ -220,16 +219,16 @@ func (c *checker) checkTree(r *record, compare func(a, b []byte) int, visit func
 	if err := r.check(); err != nil {
 		return err
 	}
-	t := treeCheck{checker: c, compare: compare, visit: visit, depth: int(r.depth), stat: Stat{Depth: int(r.depth)}}
-	if r.depth > 0 {
+	t := treeCheck{checker: c, compare: compare, visit: visit, stat: Stat{Depth: r.Depth}}
+	if r.Depth > 0 {
 		t.nodes = make(nodeMap, c.f.pageSize/2)
-		for range r.depth - 1 {
+		for range r.Depth - 1 {
 			t.bufs = append(t.bufs, make([]byte, c.f.pageSize))
 		}
 		t.leaves = newLeafReader(c.f, r)
 		root := childNode{pgno: r.root}
 		var err error
-		if r.depth > 1 {
+		if r.Depth > 1 {
 			err = t.branch(0, root, nil)
 		} else {
 			err = t.readLeaves([]childNode{root}, nil)

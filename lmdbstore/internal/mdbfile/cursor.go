@@ -45,16 +45,16 @@ type branchPos struct {
 // newCursor returns a cursor over the tree at r, which was checked.
 func newCursor(f *File, db string, r record) (*Cursor, error) {
 	c := &Cursor{f: f, db: db, entries: r.Entries}
-	if r.depth == 0 {
+	if r.Depth == 0 {
 		return c, nil
 	}
 	c.leaves = newLeafReader(f, &r)
-	c.branches = make([]branchPos, r.depth-1)
+	c.branches = make([]branchPos, r.Depth-1)
 	for i := range c.branches {
 		c.branches[i].buf = make([]byte, f.pageSize)
 	}
 	var err error
-	if r.depth > 1 {
+	if r.Depth > 1 {
 		err = c.descend(0, r.root)
 	} else {
 		err = c.leaves.read(1, func(int) (uint64, error) { return r.root, nil })

@@ -17,7 +17,7 @@
 // hashes front to back needs the exact size beforehand. So it takes two passes
 // over the same pairs: a Planner is fed keys and value lengths and makes a
 // Plan, which knows the size; a Writer is fed keys and values and emits each
-// page once, in order. Both need memory for a page a level and no more.
+// page once, in order. Memory is a page a level and a buffer, whatever the size.
 //
 // # File
 //

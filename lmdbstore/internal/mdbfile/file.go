@@ -194,10 +194,10 @@ func (r *record) check() error {
 	switch {
 	case r.flags != 0:
 		return fmt.Errorf("flags %#x, want none: %w", r.flags, ErrDamaged)
-	case r.depth > maxDepth:
-		return fmt.Errorf("depth %d, want at most %d: %w", r.depth, maxDepth, ErrDamaged)
-	case (r.depth == 0) != (r.root == invalidPage):
-		return fmt.Errorf("depth %d with root page %d: %w", r.depth, int64(r.root), ErrDamaged)
+	case r.Depth > maxDepth:
+		return fmt.Errorf("depth %d, want at most %d: %w", r.Depth, maxDepth, ErrDamaged)
+	case (r.Depth == 0) != (r.root == invalidPage):
+		return fmt.Errorf("depth %d with root page %d: %w", r.Depth, int64(r.root), ErrDamaged)
 	}
 	return nil
 }
@@ -207,12 +207,12 @@ func (f *File) search(r *record, key []byte) (leaf, bool, error) {
 	if err := r.check(); err != nil {
 		return leaf{}, false, err
 	}
-	if r.depth == 0 {
+	if r.Depth == 0 {
 		return leaf{}, false, nil
 	}
 	b := make([]byte, f.pageSize)
 	pgno := r.root
-	for level := r.depth - 1; level > 0; level-- {
+	for level := r.Depth - 1; level > 0; level-- {
 		p, err := f.readPage(b, pgno, flagBranch)
 		if err != nil {
 			return leaf{}, false, err

@@ -93,15 +93,14 @@ func branchChild(h uint64) uint64 { return h & (1<<48 - 1) }
 type record struct {
 	pad   uint32
 	flags uint16
-	depth uint16
-	Stat  // without Depth
-	root  uint64
+	Stat
+	root uint64
 }
 
 func (r *record) put(b []byte) {
 	le.PutUint32(b[0:], r.pad)
 	le.PutUint16(b[4:], r.flags)
-	le.PutUint16(b[6:], r.depth)
+	le.PutUint16(b[6:], uint16(r.Depth))
 	le.PutUint64(b[8:], r.BranchPages)
 	le.PutUint64(b[16:], r.LeafPages)
 	le.PutUint64(b[24:], r.OverflowPages)
@@ -113,7 +112,6 @@ func parseRecord(b []byte) record {
 	return record{
 		pad:   le.Uint32(b[0:]),
 		flags: le.Uint16(b[4:]),
-		depth: le.Uint16(b[6:]),
 		Stat: Stat{
 			BranchPages:   le.Uint64(b[8:]),
 			LeafPages:     le.Uint64(b[16:]),

@@ -12,7 +12,10 @@ import (
 	"testing"
 
 	"github.com/PowerDNS/lmdb-go/lmdb"
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // pairs is the content of a database, in key order.
 type pairs []pair

@@ -71,9 +71,8 @@ func (w *Writer) writeMetas() {
 	m.put(b[:pageSize], 0)
 	m.lastPage = w.plan.pages - 1
 	m.main = record{
-		depth: 1,
-		Stat:  Stat{LeafPages: 1, Entries: uint64(len(w.plan.dbs))},
-		root:  m.lastPage,
+		Stat: Stat{Depth: 1, LeafPages: 1, Entries: uint64(len(w.plan.dbs))},
+		root: m.lastPage,
 	}
 	m.txnid = 1
 	m.put(b[pageSize:], 1)
@@ -204,7 +203,7 @@ func (w *Writer) endDB() {
 		w.fail(fmt.Errorf("database %q: %w", t.plan.name, errOffPlan))
 	}
 	var rec [recordSize]byte
-	r := record{depth: uint16(t.stat.Depth), Stat: t.stat, root: t.root}
+	r := record{Stat: t.stat, root: t.root}
 	r.put(rec[:])
 	w.main.add(leafHead(len(t.plan.name), recordSize, nodeSub), []byte(t.plan.name), rec[:])
 	w.tree = writeTree{}
