@@ -30,14 +30,32 @@
 //
 // The log is a directory of files named by their first seq, in 20 decimal
 // digits: 00000000000000000001.log. The last one is the tail; the others are
-// sealed. See segment.go for the byte diagram of the segment header and of the
-// sync marks, which tell a torn tail (never acknowledged: truncated at open)
-// from damage to acknowledged bytes (CorruptError: refused).
+// sealed. segment.go has the byte diagram of the segment header and of the sync
+// marks, which tell a torn tail (never acknowledged: truncated at open) from
+// damage to acknowledged bytes (CorruptError: refused), and says how Reset swaps
+// one log for another. A directory belongs to one Log at a time; the caller
+// holds a lock on it.
 //
 // # Guarantees
 //
 // Append returns only after the entry is on stable storage, together with every
 // entry before it; concurrent calls share one fsync. Readers see only entries
-// that are on stable storage. After a failed fsync the log refuses to append
-// until it is opened again, because nobody knows what the disk kept.
+// that are on stable storage, and verify each: a damaged entry is a
+// CorruptError, never served. After a failed fsync the log refuses to append
+// until it is opened again, because nobody knows what the disk kept. A full disk
+// fails the appends that met it and no others. Create, Reset and Trim leave the
+// old log or the new one, whenever the power goes.
+//
+// # Not guaranteed
+//
+// An entry whose Append returned an error may still be kept: the caller's ctx
+// ended first, or an fsync failed, or the power did. Nothing is written after
+// it that denies it.
+//
+// Open verifies every entry of the tail, but of sealed segments only that each
+// follows the one before; Verify reads everything. Bytes that were never proved
+// by a later sync mark, which is the last batch of a process that did not Close,
+// are cut off when they are damaged, because they look like a torn write; so is
+// a tail that somebody shortened at a frame's end. Both leave Head behind the
+// position that the store holds, which is where to notice it.
 package txlog

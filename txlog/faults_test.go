@@ -116,7 +116,7 @@ func TestUnreadableDisk(t *testing.T) {
 // TestRandomLives drives logs by random operations with random faults and
 // compares with a model, through restarts and power cuts.
 func TestRandomLives(t *testing.T) {
-	lives := 150
+	lives := 80
 	if testing.Short() {
 		lives = 20
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/qs-peer/qs-peer/internal/durable"
 )
 
-// # Segment file (little-endian)
+// Segment file (little-endian):
 //
 //	offset  size  field
 //	     0     8  magic "qs-txlog"
@@ -37,7 +37,7 @@ import (
 // that a file with a segment's name has a whole header. There is no half-made
 // segment to be recognised.
 //
-// # Sync mark
+// Sync mark:
 //
 //	     0     4  "MARK", which as a frame length is over MaxEntry
 //	     4     8  the file's salt
@@ -56,7 +56,7 @@ import (
 // crash, and a tail that was cut at a frame boundary afterwards. Whoever keeps a
 // position elsewhere (the store does) finds the log's Head behind it.
 //
-// # Generations
+// Generations:
 //
 // The live log is the segments of the highest generation. Reset writes one new
 // segment of the next generation; the rename that gives it its name is the
