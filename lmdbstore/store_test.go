@@ -13,12 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/qs-peer/qs-peer/txlog"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testDataset = txlog.DatasetID{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
 
