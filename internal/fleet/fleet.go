@@ -5,6 +5,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,7 +105,8 @@ func (f *Fleet) contacts(without string) string {
 
 // Start runs a node on free ports and waits until it listens. It joins nodes
 // that run, if there are any. A name that ran before starts again on what
-// its data directory holds, with the same extra arguments if none are given.
+// its data directory holds, at the addresses it had, as a configured node does,
+// and with the same extra arguments if none are given.
 func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (*Node, error) {
 	f.mu.Lock()
 	n := f.nodes[name]
@@ -118,8 +120,11 @@ func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (
 	}
 
 	args := []string{role, "--data", n.Data, "--name", name}
-	for _, a := range []string{"gossip", "swarm", "peer", "http", "resp"} {
-		args = append(args, "--"+a+"-addr", "127.0.0.1:0")
+	for _, l := range []struct{ flag, before string }{
+		{"--gossip-addr", n.Addrs.Gossip}, {"--swarm-addr", n.Addrs.Swarm}, {"--peer-addr", n.Addrs.Peer},
+		{"--http-addr", n.Addrs.HTTP}, {"--resp-addr", n.Addrs.RESP},
+	} {
+		args = append(args, l.flag, cmp.Or(l.before, "127.0.0.1:0"))
 	}
 	if join := f.contacts(name); join != "" {
 		args = append(args, "--join", join)

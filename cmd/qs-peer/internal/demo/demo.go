@@ -248,7 +248,6 @@ func (s *show) build(ctx context.Context, names []string) ([]Build, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	for i, name := range names {
 		g.Go(func() error {
-			board.Set(i, 0, "starting", term.Dim, "")
 			n, err := s.fleet.Start(ctx, "worker", name)
 			if err != nil {
 				return err
