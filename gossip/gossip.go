@@ -7,8 +7,14 @@
 // themselves. A node that hears a version of its own record that is newer than
 // its own (its clock went back before a restart) raises its incarnation above it.
 //
+// A record belongs to a name at a gossip address. Of two processes that claim
+// one name the fleet keeps the first, until that fails; the other learns it from
+// Conflict, and claims the name again in case its predecessor just died.
+//
 // Liveness comes from memberlist: a node that died is kept as failed, one that
-// said so as left, until ForgetAfter.
+// said so as left, until ForgetAfter. A crash is noticed within about eight
+// seconds. Failed members are tried again every 15 s or so, because memberlist
+// forgets them within a minute and would not notice a partition's end.
 package gossip
 
 import (
@@ -249,7 +255,8 @@ func (g *Gossip) Leave(timeout time.Duration) error {
 }
 
 // Close stops without a word, as a crash would look. It may be called twice,
-// and after Leave.
+// and after Leave. A probe of memberlist's that is under way ends by itself,
+// silently, a few seconds later at most.
 func (g *Gossip) Close() error {
 	g.closing.Lock()
 	defer g.closing.Unlock()

@@ -9,7 +9,11 @@ import (
 	"github.com/qs-peer/qs-peer/gossip"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// memberlist's Shutdown does not wait for the probe that is under way, which
+// ends by itself within a few seconds.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/hashicorp/memberlist.(*Memberlist).probeNode"))
+}
 
 // waitFor polls until ok, for at most half a minute: the machine may be busy.
 func waitFor(t *testing.T, what string, ok func() bool) {

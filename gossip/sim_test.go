@@ -202,27 +202,28 @@ func TestPartitionHeals(t *testing.T) {
 	for _, loss := range []float64{0, 0.2} {
 		t.Run(fmt.Sprintf("loss %.0f%%", 100*loss), func(t *testing.T) {
 			simulate(t, func(s *sim) {
+				const nodes = 6
 				var left, right []string
-				for i := range 10 {
+				for i := range nodes {
 					s.start(name(i), i+1, addr(1))
-					if i < 5 {
+					if i < nodes/2 {
 						left = append(left, addr(i+1))
 					} else {
 						right = append(right, addr(i+1))
 					}
 				}
-				s.within(10*time.Second, "10 nodes know each other", s.all)
+				s.within(10*time.Second, "all know each other", s.all)
 				s.net.SetLoss(loss)
 				s.net.Partition(left, right)
 				s.within(time.Minute, "the other side is failed", func() bool {
-					m, _ := find(s.nodes[name(9)], name(0))
-					n, _ := find(s.nodes[name(0)], name(9))
+					m, _ := find(s.nodes[name(nodes-1)], name(0))
+					n, _ := find(s.nodes[name(0)], name(nodes-1))
 					return m.Liveness == gossip.Failed && n.Liveness == gossip.Failed
 				})
 				s.set(name(0), "left", 10)
-				s.set(name(9), "right", 11)
-				time.Sleep(5 * time.Minute) // memberlist itself has forgotten the other side by then
-				if m, _ := find(s.nodes[name(0)], name(9)); m.State != "joining" || m.Colo == "" {
+				s.set(name(nodes-1), "right", 11)
+				time.Sleep(2 * time.Minute) // memberlist itself has forgotten the other side by then
+				if m, _ := find(s.nodes[name(0)], name(nodes-1)); m.State != "joining" || m.Colo == "" {
 					t.Errorf("last facts of a failed member: %+v", m)
 				}
 				s.net.Heal()
