@@ -206,7 +206,7 @@ func (f *story) aria2(n *fleet.Node, snap minted) {
 	}
 	tracker := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		peer := append(net.ParseIP(host).To4(), byte(portNumber>>8), byte(portNumber))
-		fmt.Fprintf(w, "d8:intervali60e5:peers6:%se", peer)
+		fmt.Fprintf(w, "d8:intervali60e5:peers6:%se", []byte(peer))
 	}))
 	defer tracker.Close()
 
@@ -229,9 +229,10 @@ func (f *story) aria2(n *fleet.Node, snap minted) {
 	// Its default is to listen on a free port of 6881 to 6999.
 	out, err := exec.Command("aria2c", "--no-conf", "--dir", dir, "--enable-dht=false", "--enable-dht6=false",
 		"--bt-enable-lpd=false", "--enable-peer-exchange=false", "--seed-time=0", "--bt-stop-timeout=60",
-		"--interface=127.0.0.1", "--summary-interval=0", torrent).CombinedOutput()
+		"--interface=127.0.0.1", "--quiet", "--log", filepath.Join(f.dir, "aria2.log"), "--log-level=info", torrent).CombinedOutput()
 	if err != nil {
-		t.Fatalf("aria2c: %v\n%s", err, out)
+		log, _ := os.ReadFile(filepath.Join(f.dir, "aria2.log"))
+		t.Fatalf("aria2c: %v\n%s%s", err, out, log[max(0, len(log)-8000):])
 	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.mdb"))
 	if err != nil || len(files) != 1 {
