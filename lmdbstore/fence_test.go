@@ -31,18 +31,22 @@ func TestSeekUnderGC(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for i := 0; time.Now().Before(stop); i++ {
-				n := 0
-				err := s.View(func(tx *Tx) error {
-					return tx.Scan(Range{Start: fmt.Appendf(nil, "key-%04d", i%1000), Limit: 2, Reverse: i%2 == 0}, func(k, v []byte) error {
-						n++
-						return nil
-					})
-				})
-				if err != nil || n == 0 && i%1000 != 0 {
-					t.Errorf("%d pairs, %v", n, err)
-					return
+			err := s.View(func(tx *Tx) error {
+				for i := 0; time.Now().Before(stop); i++ {
+					c, err := tx.t.txn.OpenCursor(tx.env.kv)
+					if err != nil {
+						return err
+					}
+					want := fmt.Sprintf("key-%04d", i%1000)
+					if k, _, err := seek(c, []byte(want)); string(k) != want || err != nil {
+						return fmt.Errorf("at %q, %v; want %q", k, err, want)
+					}
+					c.Close()
 				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
 			}
 		})
 	}

@@ -26,6 +26,9 @@ func inspect(file string) (State, error) {
 	}
 	defer f.Close()
 	m, err := mdbfile.Open(f, size)
+	if err == nil && !m.Whole() { // which is sound if nothing uses the pages that it lacks
+		_, err = mdbfile.Check(context.Background(), f, size)
+	}
 	if err != nil {
 		return State{}, fmt.Errorf("%s: %w", file, err)
 	}
@@ -36,24 +39,17 @@ func inspect(file string) (State, error) {
 	return state, nil
 }
 
-// inspectLive is the part of inspect that can be done to a file to which another
-// process writes: its meta pages, and that it is as long as they say.
+// inspectLive is inspect of a file to which another process may be writing,
+// which can make a sound one look damaged for a moment.
 func inspectLive(file string) error {
-	const tries = 5 // the file may grow between our looking at its size and at its pages
+	const tries = 5
 	var err error
 	for range tries {
-		var f *os.File
-		var size int64
-		if f, size, err = openFile(file); err != nil {
-			return err
-		}
-		_, err = mdbfile.Open(f, size)
-		f.Close()
-		if err == nil {
-			return nil
+		if _, err = inspect(file); !errors.Is(err, ErrDamaged) {
+			break
 		}
 	}
-	return fmt.Errorf("%s: %w", file, err)
+	return err
 }
 
 func openFile(file string) (*os.File, int64, error) {

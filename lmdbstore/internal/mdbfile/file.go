@@ -134,6 +134,11 @@ func readFull(r io.ReaderAt, b []byte, at int64, pgno uint64) error {
 // Txnid returns the id of the transaction that committed this snapshot.
 func (f *File) Txnid() uint64 { return f.meta.txnid }
 
+// Whole reports whether the file holds every page up to the last one in use. A
+// sound file may lack some at its end: LMDB never writes pages that one
+// transaction both took and freed.
+func (f *File) Whole() bool { return f.pages > f.meta.lastPage }
+
 // Stat returns the counts that are recorded of a database, or ErrNoSuchDB.
 func (f *File) Stat(db string) (Stat, error) {
 	r, err := f.record(db)
