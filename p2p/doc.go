@@ -3,10 +3,24 @@
 //
 // # Swarm
 //
-// The swarm is closed: no tracker, DHT, PEX, LSD, uTP or WebTorrent. Peers come
-// from SetPeers, which the caller feeds from gossip, and metadata is never
-// taken from a peer: Seed and Fetch take a verified torrent. A node's peer id
-// is derived from its name, so bytes can be accounted to the peer that sent them.
+// The swarm is closed: no tracker, DHT, PEX, LSD, uTP or WebTorrent, and no
+// extension of the protocol but BEP 6. Peers come from SetPeers, which the
+// caller feeds from gossip, and metadata is never taken from a peer: Seed and
+// Fetch take a verified torrent. Who may connect is decided by the Listener and
+// by Dial (mutual TLS goes in there), not here.
+//
+// A node's peer id is derived from its name ("-QS0001-" and the first 12 bytes
+// of SHA-256("qs-peer-id-v1\x00" ‖ name)), so bytes are accounted to the peer
+// that sent them, and a peer that sends damaged data is shunned for a while by
+// name, not banned by IP address.
+//
+// Stock clients can download from a node; a node can not download from them,
+// because it asks for blocks of up to 256 KiB.
+//
+// Where things are: swarm.go the surface; holding.go one torrent's life and its
+// accounting; store.go its file; network.go how the client reaches peers, and
+// what it gets to know of them; keeper.go whom to connect to, and when to start
+// over; sourcing.go whom to ask for how much; swarmconfig.go the client's settings.
 //
 // # Peer protocol
 //
