@@ -223,7 +223,7 @@ func (l *Log) replace(h header, frames []byte, head Pos, nanos int64) error {
 	if err := l.closeFile(); err != nil {
 		l.o.Logger.Warn("closing a dropped log segment failed", "err", err)
 	}
-	l.file, l.marked = f, seg.size
+	l.file, l.marked = f, segmentHeader
 	l.update(func(s *state) {
 		s.dataset, s.generation = h.dataset, h.generation
 		s.segments = []*segment{seg}
