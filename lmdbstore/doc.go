@@ -13,7 +13,14 @@
 //
 // A generation is made in a fresh directory, fsynced, opened and caught up
 // before CURRENT is renamed over. What CURRENT does not name is left over from
-// a crash and removed at open.
+// a crash and removed at open. The owner holds a flock on the directory itself.
+//
+// A file is looked at with internal/mdbfile before LMDB maps it, because LMDB
+// has no page checksums and a file that is cut short would crash the process. The
+// look covers the meta pages, the length and the position, not every page: that
+// is Check's work, and a snapshot's digest is verified before Install.
+//
+// The binding's faults, and LMDB's own rules, are kept out in fence.go.
 //
 // # Environment
 //
@@ -27,7 +34,10 @@
 //	          "time"           i64 little-endian: the writer's clock in the entry at pos, ns since 1970
 //
 // Every value in meta is a function of the log up to pos, so two environments
-// at one position hold the same pairs.
+// at one position hold the same pairs. A new environment's meta is empty.
+//
+// The map grows by doubling, preferably at a moment without readers; when it is
+// full before that, new readers wait for the running ones to end.
 //
 // # Canonical snapshots
 //
