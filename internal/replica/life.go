@@ -254,6 +254,7 @@ func (l *life) take(ctx context.Context, g Generation, from Offer) error {
 		return err
 	}
 	l.board.fail(following, nil)
+	l.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
 	if !l.ready {
 		if err := l.activate(); err != nil {
 			return err

@@ -66,8 +66,13 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 			first = false
 			r.board.update(func(s *Status) { s.Rebuilds++ })
 		}
+		r.board.update(func(s *Status) { s.Done, s.Total = 0, o.Size })
+		r.poke()
 		gen, err := r.obtain(ctx, o)
-		r.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
+		if err != nil {
+			r.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
+			r.poke()
+		}
 		switch {
 		case ctx.Err() != nil:
 			if err == nil {
