@@ -165,7 +165,7 @@ func (l *Log) recoverTail(segments []*segment) error {
 	if err != nil {
 		return err
 	}
-	end, err := scan(tail, f, tail.size, true)
+	end, err := scan(tail, f, tail.size, true, nil)
 	if err == nil {
 		if torn := tail.size - end.off; torn > 0 {
 			l.o.Logger.Warn("truncating a torn write that was never acknowledged",
@@ -207,8 +207,9 @@ func (e *validEnd) marked() int64 {
 
 // scan verifies the entries of a segment that is size bytes long. Bytes that do
 // not fit are a *CorruptError, except at the end of the tail if no sync mark
-// behind them proves that they had been acknowledged.
-func scan(s *segment, file io.ReaderAt, size int64, isTail bool) (validEnd, error) {
+// behind them proves that they had been acknowledged. each, if not nil, is called
+// with the position of every entry that fits.
+func scan(s *segment, file io.ReaderAt, size int64, isTail bool, each func(Pos)) (validEnd, error) {
 	c := newCursor(s, file)
 	c.reuse = true
 	end := validEnd{nanos: s.prevNanos}
@@ -221,6 +222,9 @@ func scan(s *segment, file io.ReaderAt, size int64, isTail bool) (validEnd, erro
 		s.note(e.Seq, c.off-int64(len(e.frame)))
 		end.nanos = frameNanos(e.frame)
 		end.entries++
+		if each != nil {
+			each(e.Pos())
+		}
 	}
 	end.off, end.pos, end.mark = c.off, c.pos, c.mark
 	if errors.Is(err, io.EOF) {

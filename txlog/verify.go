@@ -23,7 +23,13 @@ type Report struct {
 // what was sound before it.
 func Verify(dir string) (Report, error) { return verify(durable.OS, dir) }
 
-func verify(fsys durable.FS, dir string) (Report, error) {
+// VerifyEach is Verify, and calls each with the position of every sound entry,
+// in order.
+func VerifyEach(dir string, each func(Pos)) (Report, error) { return verifyEach(durable.OS, dir, each) }
+
+func verify(fsys durable.FS, dir string) (Report, error) { return verifyEach(fsys, dir, nil) }
+
+func verifyEach(fsys durable.FS, dir string, each func(Pos)) (Report, error) {
 	segments, _, err := listSegments(fsys, dir)
 	if err != nil {
 		return Report{}, fmt.Errorf("verify log %s: %w", dir, err)
@@ -43,7 +49,7 @@ func verify(fsys durable.FS, dir string) (Report, error) {
 			return rep, &CorruptError{Segment: s.name(), Seq: s.first, Reason: fmt.Sprintf(
 				"it follows %s of dataset %s, but the segments before end at %s of %s", s.base(), s.dataset, rep.Head, rep.Dataset)}
 		}
-		end, err := verifySegment(fsys, s, i == len(segments)-1)
+		end, err := verifySegment(fsys, s, i == len(segments)-1, each)
 		rep.Head = end.pos
 		rep.Entries += end.entries
 		if err != nil {
@@ -54,11 +60,11 @@ func verify(fsys durable.FS, dir string) (Report, error) {
 	return rep, nil
 }
 
-func verifySegment(fsys durable.FS, s *segment, isTail bool) (validEnd, error) {
+func verifySegment(fsys durable.FS, s *segment, isTail bool, each func(Pos)) (validEnd, error) {
 	f, err := fsys.OpenFile(s.path, os.O_RDONLY, 0)
 	if err != nil {
 		return validEnd{pos: s.base()}, err
 	}
 	defer f.Close() // it was only read
-	return scan(s, f, s.size, isTail)
+	return scan(s, f, s.size, isTail, each)
 }

@@ -105,16 +105,11 @@ type check struct {
 	dir    string
 	id     identity
 	report *Report
-	logErr bool // the log's chain is not known to its end
-
-	// What the parts say about where they stand.
-	log   txlog.Report
-	store lmdbstore.State
-	named []named
+	claims []claim
 }
 
-// named is a position that something claims to be at.
-type named struct {
+// claim is a position that a part says it is at, which the log must confirm.
+type claim struct {
 	part, file string
 	pos        txlog.Pos
 }
@@ -148,7 +143,7 @@ func Dir(ctx context.Context, dir string, step func(what string)) (*Report, erro
 	for _, part := range []struct {
 		what string
 		run  func(context.Context) error
-	}{{"the log", c.checkLog}, {"the store", c.checkStore}, {"the snapshots", c.checkSnapshots}} {
+	}{{"the store", c.checkStore}, {"the snapshots", c.checkSnapshots}, {"the log", c.checkLog}} {
 		if step != nil {
 			step(part.what)
 		}
@@ -159,7 +154,6 @@ func Dir(ctx context.Context, dir string, step func(what string)) (*Report, erro
 			return nil, ctx.Err()
 		}
 	}
-	c.compare()
 	c.report.Sound = len(c.report.Findings) == 0
 	return c.report, nil
 }
@@ -200,22 +194,6 @@ func (c *check) find(part, file string, err error) {
 	c.report.Findings = append(c.report.Findings, f)
 }
 
-func (c *check) checkLog(context.Context) error {
-	if !c.holds("log") {
-		return nil
-	}
-	var err error
-	c.log, err = txlog.Verify(filepath.Join(c.dir, "log"))
-	if err != nil {
-		c.logErr = true
-		c.find("log", "log", err)
-	}
-	r := c.log
-	c.report.Log = &Log{First: r.Base.Seq + 1, Head: r.Head.Seq, HeadHash: r.Head.Hash.String(),
-		Entries: r.Entries, Segments: r.Segments, Bytes: r.Bytes, TornTail: r.TornTail}
-	return nil
-}
-
 func (c *check) checkStore(ctx context.Context) error {
 	if !c.holds("store") {
 		return nil
@@ -228,10 +206,9 @@ func (c *check) checkStore(ctx context.Context) error {
 		c.find("store", "store", err)
 		return nil
 	}
-	c.store = r.State
 	c.report.Store = &Store{Applied: r.Pos.Seq, AppliedHash: r.Pos.Hash.String(), Pairs: r.Pairs, Bytes: r.Size,
 		Pages: r.Pages, FreePages: r.FreePages}
-	c.named = append(c.named, named{"store", "store", r.Pos})
+	c.claims = append(c.claims, claim{"store", "store", r.Pos})
 	c.sameDataset("store", "store", r.Dataset)
 	return nil
 }
@@ -263,7 +240,7 @@ func (c *check) checkSnapshots(ctx context.Context) error {
 		}
 		m := &s.Manifest
 		c.sameDataset("snapshot", file, m.Dataset)
-		c.named = append(c.named, named{"snapshot", file, m.Pos})
+		c.claims = append(c.claims, claim{"snapshot", file, m.Pos})
 		c.report.Snapshots = append(c.report.Snapshots, Snapshot{Name: snapshot.Name(m.Pos), Seq: m.Pos.Seq,
 			InfoHash: m.InfoHash.String(), Bytes: m.Size, Pairs: m.Pairs, Sound: err == nil})
 	}
@@ -292,25 +269,41 @@ func (c *check) sameDataset(part, file string, id txlog.DatasetID) {
 	}
 }
 
-// compare holds the parts against each other.
-func (c *check) compare() {
-	c.sameDataset("log", "log", c.log.Dataset)
-	if c.id.Writer && c.report.Log == nil {
-		c.find("log", "log", errors.New("it is missing, and this is the writer: what it acknowledged is lost here"))
+// checkLog verifies the log, and what the other parts say of where they stand.
+func (c *check) checkLog(context.Context) error {
+	if !c.holds("log") {
+		if c.id.Writer {
+			c.find("log", "log", errors.New("it is missing, and this is the writer: what it acknowledged is lost here"))
+		}
+		return nil
 	}
-	if c.logErr || c.report.Log == nil {
-		return // where the chain ends is not known
+	chain := map[uint64]txlog.Hash{} // at the seqs that are claimed
+	for _, cl := range c.claims {
+		chain[cl.pos.Seq] = txlog.Hash{}
 	}
-	for _, n := range c.named {
-		switch {
-		case n.pos.Seq > c.log.Head.Seq:
-			c.find(n.part, n.file, fmt.Errorf("it is at entry %d, and the log ends at entry %d: entries are missing", n.pos.Seq, c.log.Head.Seq))
-		case n.pos.Seq == c.log.Head.Seq && n.pos != c.log.Head,
-			n.pos.Seq == c.log.Base.Seq && n.pos != c.log.Base:
-			c.find(n.part, n.file, fmt.Errorf("entry %d has hash %s there, and another in the log: diverged", n.pos.Seq, n.pos.Hash))
+	note := func(pos txlog.Pos) {
+		if _, claimed := chain[pos.Seq]; claimed {
+			chain[pos.Seq] = pos.Hash
 		}
 	}
-	if c.report.Store != nil && c.store.Pos.Seq < c.log.Base.Seq {
-		c.find("store", "store", fmt.Errorf("it is at entry %d, and the log begins after entry %d: entries are missing", c.store.Pos.Seq, c.log.Base.Seq))
+	r, err := txlog.VerifyEach(filepath.Join(c.dir, "log"), note)
+	c.report.Log = &Log{First: r.Base.Seq + 1, Head: r.Head.Seq, HeadHash: r.Head.Hash.String(),
+		Entries: r.Entries, Segments: r.Segments, Bytes: r.Bytes, TornTail: r.TornTail}
+	c.sameDataset("log", "log", r.Dataset)
+	if err != nil {
+		c.find("log", "log", err)
+		return nil // where the chain ends is not known
 	}
+	note(r.Base)
+	for _, cl := range c.claims {
+		switch hash := chain[cl.pos.Seq]; {
+		case cl.pos.Seq > r.Head.Seq:
+			c.find(cl.part, cl.file, fmt.Errorf("it is at entry %d, and the log ends at entry %d: entries are missing", cl.pos.Seq, r.Head.Seq))
+		case cl.pos.Seq < r.Base.Seq && cl.part == "store":
+			c.find(cl.part, cl.file, fmt.Errorf("it is at entry %d, and the log begins after entry %d: entries are missing", cl.pos.Seq, r.Base.Seq))
+		case cl.pos.Seq >= r.Base.Seq && hash != cl.pos.Hash:
+			c.find(cl.part, cl.file, fmt.Errorf("diverged: it says that entry %d has hash %s, and the log %s", cl.pos.Seq, cl.pos.Hash, hash))
+		}
+	}
+	return nil
 }
