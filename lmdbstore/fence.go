@@ -214,6 +214,9 @@ func (e *env) tryOpen(size int64, create bool) (err error) {
 // holds e.writer, and epoch says what it found too small: somebody else may
 // have been faster.
 func (e *env) remap(size int64, epoch uint64) error {
+	if n, oldest := e.readers.load(); n > 0 {
+		e.log.Info("remapping waits for readers to end", "dir", e.dir, "readers", n, "oldest_seconds", time.Since(oldest).Seconds())
+	}
 	if !e.readers.drain(&epoch) {
 		return nil
 	}
