@@ -44,6 +44,9 @@ func registerReplica(reg prometheus.Registerer, s *storage, status func() replic
 		}
 		return 0
 	})
+	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "qs_replica_rebuilds_total", Help: "Bootstraps from a snapshot begun since the start.",
+	}, func() float64 { return float64(status().Rebuilds) }))
 	reg.MustRegister(stateCollector{status})
 }
 
