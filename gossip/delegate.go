@@ -60,7 +60,7 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 
 func (d delegate) NotifyJoin(n *memberlist.Node) {
 	k := keyOf(n)
-	if k.name == d.view.self.name {
+	if k.name == d.view.own().name {
 		d.view.settle(k.addr)
 	}
 	d.view.joined(k, time.Now())
@@ -77,7 +77,7 @@ func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 		d.log.Warn("two nodes claim one name; the first is kept", "name", existing.Name,
 			"kept", existing.Address(), "ignored", other.Address())
 	}
-	if existing.Name == d.view.self.name {
+	if existing.Name == d.view.own().name {
 		if d.view.younger(keyOf(other)) {
 			d.conflicts.note(keyOf(other), now)
 		}
