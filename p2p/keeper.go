@@ -70,7 +70,7 @@ func (s *Swarm) blame(id torrent.PeerID, alone bool) {
 	sh.strikes++
 	if alone || sh.strikes > 1 {
 		sh.until = time.Now().Add(backoff(shunMin, shunMax, sh.strikes))
-		s.o.Logger.Info("peer sent damaged data", "peer", s.roster[id].Name, "shunned_until", sh.until)
+		s.o.Logger.Info("peer sent damaged data", "peer", s.roster[id].Name, "peer_id", dialName(id).String(), "shunned_until", sh.until)
 	}
 }
 

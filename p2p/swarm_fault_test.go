@@ -285,7 +285,7 @@ func TestDamagedSeeder(t *testing.T) {
 	}
 }
 
-// TestDamagedDownloader has the fetching side accept connections only, so that
+// TestDamagedIncomingPeer has the fetching side accept connections only, so that
 // the bad peer is one that the client does not trust.
 func TestDamagedIncomingPeer(t *testing.T) {
 	p := newPayload(t, 2<<20)

@@ -100,7 +100,7 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 	return &node{s, Peer{Name: name, Addr: o.Listener.Addr().String(), Manager: manager}, t.TempDir()}
 }
 
-// fleet is one manager, which seeds, and n workers; all know each other.
+// newFleet is a manager and some workers that all know each other.
 func newFleet(t testing.TB, workers int, configure ...func(*SwarmOptions)) (manager *node, rest []*node) {
 	t.Helper()
 	manager = newNode(t, "manager", true, configure...)
