@@ -335,7 +335,7 @@ func (l *life) show() {
 		state = Quarantined
 	case l.rebuilding:
 		state = Bootstrapping
-	case !l.ready && !l.link.contacted():
+	case !l.ready && !l.link.contacted() && l.source.Pos.IsZero(): // a rebuilt copy found the fleet
 		state = Joining
 	case !l.ready || l.prepared != nil:
 		state = CatchingUp
