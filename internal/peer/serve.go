@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -74,7 +75,8 @@ func listenUnix(path string) (net.Listener, error) {
 
 // listenError names the flag to change.
 func listenError(flag, addr string, err error) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
+	// memberlist gives the error's text only.
+	if errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) {
 		return fmt.Errorf("%s %s is taken by another process: stop it, or choose another address with %s", flag, addr, flag)
 	}
 	return fmt.Errorf("listen on %s %s: %w", flag, addr, err)
