@@ -198,7 +198,7 @@ func (r *Replica) stream(ctx context.Context, u Upstream) (progress bool, err er
 	now := time.Now()
 	all, _ := r.mine()
 	gossiped := r.survey(all)
-	w := watch{began: now, heard: now, moved: now, review: now.Add(reviewAfter())}
+	w := watch{began: now, heard: now, moved: now, review: now.Add(reviewAfter()), best: u.Name}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -220,8 +220,11 @@ func (r *Replica) stream(ctx context.Context, u Upstream) (progress bool, err er
 			w.spoke, w.heard, w.head = true, time.Now(), b.head
 			r.board.fail(following, nil)
 		case <-tick.C:
-			all, _ := r.mine()
+			all, _ = r.mine()
 			gossiped = r.survey(all)
+			if v, ok, _ := r.ups.choose(r.ups.rank(all, r.c.Log.Head()), time.Now()); ok {
+				w.prefer(v.Name, time.Now())
+			}
 		}
 		// Gossip knows whether u is behind, u whether gossip is.
 		best := further(further(head{r.c.Log.Head(), r.c.Log.HeadTime()}, gossiped), w.head)
@@ -250,6 +253,19 @@ func (r *Replica) stream(ctx context.Context, u Upstream) (progress bool, err er
 // reviewAfter is how long to stay with an upstream that is not the first choice.
 func reviewAfter() time.Duration { return 30*time.Second + rand.N(30*time.Second) }
 
+// prefer notes who would be the first choice now. When that has just changed, as
+// when the writer is back, there is no reason to wait; the jitter keeps a fleet
+// from changing over at one moment.
+func (w *watch) prefer(name string, now time.Time) {
+	if name == w.best {
+		return
+	}
+	w.best = name
+	if soon := now.Add(rand.N(time.Second)); soon.Before(w.review) {
+		w.review = soon
+	}
+}
+
 // watch tells a healthy stream from one that hangs, is stale, or withholds.
 type watch struct {
 	began  time.Time
@@ -258,6 +274,7 @@ type watch struct {
 	moved  time.Time // the last entries, or when we were level with all that is known
 	head   head      // as the upstream said
 	review time.Time
+	best   string // who was the first choice when last looked
 }
 
 func (w *watch) check(now time.Time, own, best txlog.Pos) error {

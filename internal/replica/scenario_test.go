@@ -200,6 +200,18 @@ func TestScenarios(t *testing.T) {
 			w.change(func() { m.gone, m.unreachable, m.log = false, false, h[:1200] })
 			s.serving(1200, 10*time.Second)
 		}},
+		{"the writer is back: nobody waits for a stale neighbour", func(t *testing.T, w *world) {
+			w.holding(h, 0, 1000)
+			m := w.addWriter("m", h[:1000], 1)
+			w.add("b", h[:1000], 1)
+			s := w.boot()
+			s.until("follows the writer", 10*time.Second, func(st Status) bool { return st.Upstream == "m" })
+			w.change(func() { m.gone, m.unreachable = true, true })
+			s.until("follows the neighbour", 10*time.Second, func(st Status) bool { return st.Upstream == "b" })
+			time.Sleep(time.Minute)
+			w.change(func() { m.gone, m.unreachable, m.log = false, false, h[:1100] })
+			s.serving(1100, 3*time.Second)
+		}},
 		{"upstream hangs", func(t *testing.T, w *world) {
 			w.holding(h, 0, 1000)
 			w.addWriter("m", h[:1100], 1).hang = true
