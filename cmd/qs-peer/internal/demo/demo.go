@@ -49,7 +49,7 @@ type show struct {
 	workers []string
 	writer  *writer
 	report  *Report
-	step    int
+	steps   int
 }
 
 // Run runs the demo. A report that is not Matched is no error.
@@ -130,10 +130,34 @@ func (s *show) play(ctx context.Context) error {
 	return nil
 }
 
-// say tells of the next step.
-func (s *show) say(format string, args ...any) {
-	s.step++
-	number := fmt.Sprintf("%d. ", s.step)
+// begin starts the next step: on a terminal, title is shown while it lasts.
+func (s *show) begin(ctx context.Context, title string) *step {
+	s.steps++
+	return &step{s: s, number: s.steps, begun: time.Now(),
+		spinner: term.NewSpinner(ctx, s.Output, fmt.Sprintf("%d. %s", s.steps, title))}
+}
+
+// step is a part of the demo.
+type step struct {
+	s       *show
+	number  int
+	begun   time.Time
+	spinner *term.Spinner
+}
+
+// now says what the step is at.
+func (st *step) now(format string, args ...any) { st.spinner.Say(fmt.Sprintf(format, args...)) }
+
+// end says how the step ended, and how long it took.
+func (st *step) end(format string, args ...any) time.Duration {
+	took := time.Since(st.begun)
+	st.spinner.Done()
+	st.s.say(st.number, format+": %s", append(args, term.Duration(took))...)
+	return took
+}
+
+func (s *show) say(step int, format string, args ...any) {
+	number := fmt.Sprintf("%d. ", step)
 	if term.Colours(s.Output) {
 		number = term.Bold.In(number)
 	}
@@ -141,12 +165,13 @@ func (s *show) say(format string, args ...any) {
 }
 
 func (s *show) startManager(ctx context.Context) error {
-	begun := time.Now()
+	st := s.begin(ctx, "The manager starts")
+	defer st.spinner.Done()
 	var err error
 	if s.manager, err = s.fleet.Start(ctx, "manager", managerName, "--snapshot-every", "0"); err != nil {
 		return err
 	}
-	s.say("The manager listens at %s: %s", s.manager.Addrs.HTTP, term.Duration(time.Since(begun)))
+	st.end("The manager listens at %s", s.manager.Addrs.HTTP)
 	return nil
 }
 
@@ -165,19 +190,16 @@ func (s *show) importData(ctx context.Context) error {
 	defer r.Close()
 	go func() { w.CloseWithError(writePairs(w, s.Keys)) }()
 
-	meter := term.NewMeter(ctx, s.Output, "   import", int64(s.Keys))
-	begun := time.Now()
+	st := s.begin(ctx, "Data is imported")
+	defer st.spinner.Done()
 	sum, err := jsonl.Import(ctx, c, r, false, func(sum jsonl.Summary) {
-		meter.Set(int64(sum.Operations), "%s pairs", term.Count(sum.Operations))
+		st.now("%s pairs of %s", term.Count(sum.Operations), term.Count(s.Keys))
 	})
-	meter.Done()
 	if err != nil {
 		return fmt.Errorf("import: %w", err)
 	}
-	took := time.Since(begun)
+	took := st.end("%s imported", term.Plural(sum.Operations, "pair"))
 	s.report.Import = Import{Pairs: sum.Operations, Seconds: took.Seconds()}
-	s.say("%s imported: %s, %s/s", term.Plural(sum.Operations, "pair"), term.Duration(took),
-		term.Count(int64(float64(sum.Operations)/took.Seconds())))
 	return nil
 }
 
@@ -187,14 +209,14 @@ func (s *show) publish(ctx context.Context) error {
 		return err
 	}
 	defer c.Close()
-	begun := time.Now()
+	st := s.begin(ctx, "A snapshot is minted")
+	defer st.spinner.Done()
 	snap, err := c.Snapshot(ctx)
 	if err != nil {
 		return fmt.Errorf("publish a snapshot: %w", err)
 	}
-	took := time.Since(begun)
+	took := st.end("A snapshot of %s is published, infohash %s", term.Bytes(snap.Size), snap.InfoHash)
 	s.report.Snapshot = Snapshot{Snapshot: snap, Seconds: took.Seconds()}
-	s.say("A snapshot of %s is published, infohash %s: %s", term.Bytes(snap.Size), snap.InfoHash, term.Duration(took))
 	return nil
 }
 
@@ -204,13 +226,15 @@ func (s *show) buildWorkers(ctx context.Context) error {
 		return err
 	}
 	s.writer = startWriter(ctx, c)
-	s.say("%s that own nothing are built from it, while writes arrive:", term.Plural(s.Workers, "worker"))
+	s.steps++
+	s.say(s.steps, "%s that own nothing are built from it, while writes arrive:", term.Plural(s.Workers, "worker"))
 	begun := time.Now()
 	builds, err := s.build(ctx, s.workers)
 	if err != nil {
 		return err
 	}
-	r := Rebuild{Builds: builds, Seconds: time.Since(begun).Seconds()}
+	took := time.Since(begun)
+	r := Rebuild{Builds: builds, Seconds: took.Seconds()}
 	for _, b := range builds {
 		r.BytesFromManagers += b.BytesFromManagers
 		r.BytesFromWorkers += b.BytesFromWorkers
@@ -219,7 +243,7 @@ func (s *show) buildWorkers(ctx context.Context) error {
 		r.ManagerCopies = float64(r.BytesFromManagers) / float64(size)
 	}
 	s.report.Rebuild = r
-	fmt.Fprintf(s.Output, "   all serve after %s; the manager sent %.2f copies\n", term.Duration(time.Since(begun)), r.ManagerCopies)
+	fmt.Fprintf(s.Output, "   all serve after %s; the manager sent %.2f copies\n", term.Duration(took), r.ManagerCopies)
 	return nil
 }
 
@@ -231,7 +255,8 @@ func (s *show) loseWorker(ctx context.Context) error {
 	if err := n.Wipe(); err != nil {
 		return err
 	}
-	s.say("%s is killed (SIGKILL), its data wiped, and built again:", name)
+	s.steps++
+	s.say(s.steps, "%s is killed (SIGKILL), its data wiped, and built again:", name)
 	builds, err := s.build(ctx, []string{name})
 	if err != nil {
 		return err
@@ -313,7 +338,8 @@ func (s *show) serving(ctx context.Context, n *fleet.Node, watch func(client.Mem
 }
 
 func (s *show) restartManager(ctx context.Context) error {
-	begun := time.Now()
+	st := s.begin(ctx, "The manager is restarted")
+	defer st.spinner.Done()
 	if err := s.manager.Stop(); err != nil {
 		return err
 	}
@@ -329,25 +355,36 @@ func (s *show) restartManager(ctx context.Context) error {
 		return err
 	}
 	s.writer.moveTo(c)
-	took := time.Since(begun)
+	took := st.end("The manager is stopped (SIGTERM) and started again on its directory")
 	s.report.Restart = Restart{Name: managerName, Seconds: took.Seconds()}
-	s.say("The manager is stopped (SIGTERM) and started again on its directory: %s", term.Duration(took))
 	return nil
 }
 
 // settle ends the writes and waits until every node has applied the last one.
 func (s *show) settle(ctx context.Context) error {
+	st := s.begin(ctx, "Writes end, and every node applies the last one")
+	defer st.spinner.Done()
 	last, err := s.writer.finish(ctx)
 	if err != nil {
 		return err
 	}
 	s.report.Writes = last
-	begun := time.Now()
-	members, err := s.manager.Converged(ctx, stepLimit, append([]string{managerName}, s.workers...), nil)
+	names := append([]string{managerName}, s.workers...)
+	members, err := s.manager.Converged(ctx, stepLimit, names, func(members map[string]fleet.Member) {
+		head := members[managerName].HeadSeq
+		there := 0
+		for _, name := range names {
+			if members[name].AppliedSeq == head {
+				there++
+			}
+		}
+		st.now("%d of %d nodes are at entry %s", there, len(names), term.Count(head))
+	})
 	if err != nil {
 		return fmt.Errorf("the nodes did not reach one position: %w", err)
 	}
-	s.say("Writes end after %s; every node is at entry %s: %s", term.Count(last.Acknowledged),
-		term.Count(members[managerName].AppliedSeq), term.Duration(time.Since(begun)))
+	took := st.end("Writes end after %s; every node is at entry %s", term.Count(last.Acknowledged),
+		term.Count(members[managerName].AppliedSeq))
+	s.report.Settle = Settle{Seq: members[managerName].AppliedSeq, Seconds: took.Seconds()}
 	return nil
 }

@@ -27,6 +27,7 @@ type Report struct {
 	Killed   Build    `json:"killed"`  // the worker that was killed, wiped and rebuilt
 	Restart  Restart  `json:"restart"` // of the manager
 	Writes   Writes   `json:"writes"`  // that arrived meanwhile
+	Settle   Settle   `json:"settle"`  // of all nodes at the last write
 	Members  []Member `json:"members"` // in the end
 }
 
@@ -71,6 +72,12 @@ type Writes struct {
 	Retries      int `json:"retries"` // while the manager was away
 }
 
+// Settle is the wait until every node had applied the last write.
+type Settle struct {
+	Seq     uint64  `json:"seq"`
+	Seconds float64 `json:"seconds"`
+}
+
 // Member is a node in the end.
 type Member struct {
 	Name              string  `json:"name"`
@@ -88,6 +95,8 @@ type Member struct {
 
 // compare asks every node for all it holds.
 func (s *show) compare(ctx context.Context) error {
+	st := s.begin(ctx, "All nodes are exported and compared")
+	defer st.spinner.Done()
 	names := append([]string{managerName}, s.workers...)
 	s.report.Members = make([]Member, len(names))
 	g, ctx := errgroup.WithContext(ctx)
@@ -108,7 +117,7 @@ func (s *show) compare(ctx context.Context) error {
 			s.report.Matched = false
 		}
 	}
-	s.say("Everything that every node holds is exported and compared")
+	st.end("Everything that every node holds is exported and compared")
 	return nil
 }
 

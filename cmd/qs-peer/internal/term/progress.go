@@ -112,5 +112,8 @@ func NewSpinner(ctx context.Context, w io.Writer, what string) *Spinner {
 // Say tells what it is at.
 func (s *Spinner) Say(what string) { s.meter.Set(0, "%s", what) }
 
-// Done takes it away.
-func (s *Spinner) Done() { s.meter.Done() }
+// Done takes it away. It may be called twice.
+func (s *Spinner) Done() {
+	s.meter.Done()
+	s.meter = nil
+}
