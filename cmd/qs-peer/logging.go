@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
 	"sync"
 
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
@@ -24,6 +25,9 @@ func newLogger(w io.Writer, level slog.Level, json bool) *slog.Logger {
 		return slog.New(slog.NewTextHandler(w, o))
 	}
 }
+
+// hash matches a hash, whose beginning is enough for people.
+var hash = regexp.MustCompile(`\b([0-9a-f]{12})[0-9a-f]{20,}\b`)
 
 // console is a slog.Handler for people:
 //
@@ -45,6 +49,9 @@ func newConsole(w io.Writer, level slog.Level, colours bool) *console {
 			ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 				if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey || a.Key == slog.MessageKey) {
 					return slog.Attr{}
+				}
+				if s := a.Value.String(); hash.MatchString(s) {
+					a.Value = slog.StringValue(hash.ReplaceAllString(s, "$1…"))
 				}
 				return a
 			},

@@ -175,8 +175,7 @@ func (n *node) run(cmd *cobra.Command) error {
 		return err
 	}
 	addrs := p.Addrs()
-	log.Info("node is up", "name", n.peer.Name, "role", n.peer.Role, "data", n.peer.Data, "version", n.peer.Version,
-		"http", addrs.HTTP, "gossip", addrs.Gossip, "resp", addrs.RESP, "peer", addrs.Peer, "swarm", addrs.Swarm)
+	log.Info("listening", "http", addrs.HTTP, "gossip", addrs.Gossip, "resp", addrs.RESP, "peer", addrs.Peer, "swarm", addrs.Swarm)
 	select {
 	case <-ctx.Done():
 		log.Info("leaving the fleet; a second signal stops at once")

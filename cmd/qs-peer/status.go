@@ -26,7 +26,7 @@ func newStatus() *cobra.Command {
 		Short: "Show the whole fleet as one node sees it",
 		Long: `Status shows every node: its state, the log entry it has applied and how far that
 is behind, its newest snapshot, and what it fetched from whom. The node that was
-asked is marked with *.`,
+asked is marked with *; the manager that takes the writes is called the writer.`,
 		Args: wantArgs(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
@@ -118,10 +118,21 @@ func showStatus(w io.Writer, s *client.Status) (int, error) {
 	if term.Is(screen) {
 		width, height = term.Size(screen)
 	}
-	lines := statusTable(s).Lines(term.Colours(screen), width)
-	if _, watching := w.(*sized); watching && height > 1 && len(lines) >= height {
-		more := len(lines) - (height - 2)
-		lines = append(lines[:height-2], fmt.Sprintf("… and %d more", more))
+	colours := term.Colours(screen)
+	lines := statusTable(s).Lines(colours, width)
+	if _, watching := w.(*sized); watching && height > 4 && len(lines) >= height-1 {
+		more := len(lines) - (height - 3)
+		lines = append(lines[:height-3], fmt.Sprintf("… and %d more", more))
+	}
+	if me, ok := s.Me(); ok && me.Error != "" {
+		line := me.Name + ": " + me.Error
+		if width > 0 {
+			line = term.Clip(line, width)
+		}
+		if colours {
+			line = term.Red.In(line)
+		}
+		lines = append(lines, line)
 	}
 	_, err := io.WriteString(w, strings.Join(lines, "\n")+"\n")
 	return len(lines), err
@@ -134,8 +145,12 @@ func statusTable(s *client.Status) *term.Table {
 		if m.Name == s.Self {
 			name = term.Cell{Text: m.Name + " *", Style: term.Bold}
 		}
+		role := m.Role
+		if m.Writer {
+			role = "writer"
+		}
 		t.Rows = append(t.Rows, []term.Cell{
-			name, {Text: m.Role}, {Text: m.Colo}, stateCell(m),
+			name, {Text: role}, {Text: m.Colo}, stateCell(m),
 			{Text: term.Count(m.AppliedSeq)}, lagCell(m), {Text: dash(term.Count(m.SnapshotSeq), m.SnapshotSeq == 0)},
 			{Text: term.Bytes(m.BytesFromManagers)}, {Text: term.Bytes(m.BytesFromWorkers)},
 			{Text: m.Version, Style: term.Dim},

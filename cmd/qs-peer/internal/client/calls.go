@@ -33,6 +33,7 @@ type Snapshot struct {
 type Member struct {
 	Name              string  `json:"name"`
 	Role              string  `json:"role"`
+	Writer            bool    `json:"writer"`
 	Colo              string  `json:"colo"`
 	State             string  `json:"state"`
 	AppliedSeq        uint64  `json:"applied_seq"`
@@ -46,6 +47,7 @@ type Member struct {
 	BytesFromManagers int64   `json:"bytes_from_managers"`
 	BytesFromWorkers  int64   `json:"bytes_from_workers"`
 	Version           string  `json:"version"`
+	Error             string  `json:"error"` // what last went wrong; known only of the node that was asked
 }
 
 // Status is the fleet as one node sees it.

@@ -48,7 +48,7 @@ func NewMeter(ctx context.Context, w io.Writer, what string, total int64) *Meter
 	head := mpb.PrependDecorators(decor.Name(what + "  "))
 	if total > 0 {
 		m.bar = m.bars.New(total, barStyle(), head,
-			mpb.AppendDecorators(decor.Percentage(decor.WC{W: 5}), decor.Name("  "), note))
+			mpb.AppendDecorators(decor.NewPercentage("%d", decor.WC{W: 5}), decor.Name("  "), note))
 	} else {
 		m.bar = m.bars.New(0, mpb.SpinnerStyle(), head, mpb.BarWidth(1), mpb.AppendDecorators(decor.Name("  "), note))
 	}
