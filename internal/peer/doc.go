@@ -25,7 +25,8 @@
 //	DELETE /v1/kv/{key}    200 {"seq":N,"hash":"…"}
 //	POST   /v1/txn         {"ops":[{"op":"put","key":…,"value":…},{"op":"delete","key":…}]}; 200 {"seq":N,"hash":"…"}
 //	GET    /v1/scan        ?prefix=&start=&end=&reverse=true&limit=N; JSON Lines {"key":…,"value":…} in key order,
-//	                       one state throughout (Qs-Pos); cut off (no clean end of the body) when it cannot be completed
+//	                       one state throughout (Qs-Pos); cut off (no clean end of the body) when it cannot be completed,
+//	                       if possible after a last line {"error":…} that says why
 //	GET    /v1/snapshots   {"snapshots":[{seq,hash,infohash,sha256,size,pairs,time}, …]}, newest first
 //	POST   /v1/snapshots   mint and publish now; 200 {seq,hash,infohash,sha256,size,pairs}
 //	GET    /v1/snapshots/{infohash}/torrent    the .torrent file
@@ -34,9 +35,37 @@
 //	GET    /healthz        200 while the process works
 //	GET    /readyz         200 when reads may be served here, otherwise 503 with the state
 //	GET    /metrics        Prometheus
+//	GET    /               this list in short
 //
-// Writes to a node that is not the writer are 421 {"error":…,"writer":"http://…"}.
-// Over-limit keys, values and entries are 413 with which limit was passed;
-// malformed requests 400. A write is answered once its entry is on stable
-// storage in the log and applied here, so that a following read sees it.
+// The bounds of a scan are percent-encoded bytes, also with base64=true; start
+// is the lower one, also with reverse=true.
+//
+// Writes to a node that is not the writer are 421 {"error":…,"writer":"http://…"}
+// (without writer while none is known), as is minting on a worker. Over-limit
+// keys, values and entries are 413 with which limit was passed
+// ("limit":{what,got,min,max}, bytes); malformed requests 400. Reads on a node
+// that holds nothing it may serve are 503 {"error":…,"state":…}. A write is
+// answered once its entry is on stable storage in the log and applied here, so
+// that a following read sees it. Half a body is 400 and writes nothing.
+//
+// A client that neither sends nor takes anything for 30 s is cut off, so that
+// none holds a read transaction: a scan has to be read at 2 KiB/s at least.
+//
+// # RESP
+//
+// RESP2 (https://redis.io/docs/latest/develop/reference/protocol-spec/): GET
+// MGET EXISTS STRLEN SCAN SET DEL MSET MULTI EXEC DISCARD PING ECHO QUIT INFO
+// COMMAND SELECT. Writes are answered as over HTTP, in Redis's words: -READONLY
+// on a node that is not the writer, -LOADING while reads may not be served. SET
+// takes no options. SCAN takes MATCH prefix* and COUNT and returns keys in key
+// order; a cursor is a number that stands for a key on the node that made it,
+// which remembers the last 4096. INFO tells the entry of the connection's last
+// write (qs_last_write_seq).
+//
+// # Failure
+//
+// A failed fsync of the log, a dataset that is not this node's, or another live
+// node of the same name can not be mended by trying again: the node says so on
+// /healthz (503) and closes Done; whoever runs it restarts it, and finds out
+// what the disk kept.
 package peer

@@ -17,6 +17,7 @@ import (
 )
 
 func TestFollowFromTheFirstEntry(t *testing.T) {
+	t.Parallel()
 	m := startNode(t, "m1", gossip.Manager)
 	m.putMany("a", 1000)
 	w := startNode(t, "w1", gossip.Worker, m)
@@ -28,6 +29,7 @@ func TestFollowFromTheFirstEntry(t *testing.T) {
 // TestFleet is the main road: workers that own nothing fetch a snapshot, catch
 // up and serve; they are stopped, and go on where they were; the writer is.
 func TestFleet(t *testing.T) {
+	t.Parallel()
 	m := startNode(t, "m1", gossip.Manager)
 	m.putMany("before", 3000)
 	s := m.mint()
@@ -95,6 +97,7 @@ func TestFleet(t *testing.T) {
 // TestTwoManagers has one that writes and one that follows: they offer the same
 // snapshots, and the fleet outlives either.
 func TestTwoManagers(t *testing.T) {
+	t.Parallel()
 	m1 := startNode(t, "m1", gossip.Manager)
 	m1.putMany("a", 2000)
 	m2 := startNode(t, "m2", gossip.Manager, m1)
@@ -146,6 +149,7 @@ func TestTwoManagers(t *testing.T) {
 
 // TestWaitingManager starts before there is anything to follow.
 func TestWaitingManager(t *testing.T) {
+	t.Parallel()
 	w := startNode(t, "w1", gossip.Worker)
 	m2 := startNode(t, "m2", gossip.Manager, w)
 	if a := m2.do(http.MethodPost, "/v1/snapshots", nil); a.code != http.StatusServiceUnavailable {
@@ -189,6 +193,7 @@ func rollLog(n *testNode) {
 // snapshot; one that fell behind takes it, too, and serves its old copy
 // meanwhile. Old snapshots disappear everywhere.
 func TestTrimmedLog(t *testing.T) {
+	t.Parallel()
 	m := newNode(t, "m1", gossip.Manager)
 	m.o.KeepSnapshots = 1
 	m.start()
@@ -253,6 +258,7 @@ func TestTrimmedLog(t *testing.T) {
 }
 
 func TestPublishEvery(t *testing.T) {
+	t.Parallel()
 	m := newNode(t, "m1", gossip.Manager)
 	m.o.SnapshotEvery = 1
 	m.start()
@@ -272,6 +278,7 @@ func TestPublishEvery(t *testing.T) {
 
 // TestOtherDataset starts a worker of one fleet in another.
 func TestOtherDataset(t *testing.T) {
+	t.Parallel()
 	a, b := startNode(t, "a1", gossip.Manager), startNode(t, "b1", gossip.Manager)
 	w := startNode(t, "w1", gossip.Worker, a)
 	w.caughtUp(a.put("k", "1"))

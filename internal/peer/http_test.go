@@ -293,6 +293,7 @@ func lintMetrics(t *testing.T, text string) {
 }
 
 func TestHTTPOnWorker(t *testing.T) {
+	t.Parallel()
 	m := startNode(t, "m1", gossip.Manager)
 	seq := m.put("a", "1")
 	w := startNode(t, "w1", gossip.Worker, m)

@@ -21,6 +21,9 @@ const (
 	mirrorRetry = 5 * time.Second
 )
 
+// errWithdrawn ends the fetch of a snapshot that nobody offers any more.
+var errWithdrawn = errors.New("the snapshot was withdrawn")
+
 // keeper decides which snapshots the node keeps, and how far back its log has
 // to reach:
 //
@@ -182,14 +185,11 @@ func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
 		// A replica that is being rebuilt fetches for itself what it needs.
 		if status().Ready {
 			if o, ok := missing(k.shelf.list(), k.offers(), k.keep); ok {
-				_, err := k.network.Fetch(ctx, o, nil)
-				if err == nil {
-					continue
-				}
-				if ctx.Err() == nil {
+				if err := k.fetch(ctx, o); err != nil && ctx.Err() == nil {
 					k.logger.Warn("mirroring a snapshot failed", "pos", o.Pos, "err", err)
+					pause(ctx, mirrorRetry)
 				}
-				if !pause(ctx, mirrorRetry) {
+				if ctx.Err() != nil {
 					return
 				}
 				continue
@@ -201,6 +201,35 @@ func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
 			return
 		}
 	}
+}
+
+// fetch fetches a snapshot to mirror it, as long as it is offered: pieces that
+// nobody holds any more are not waited for.
+func (k *keeper) fetch(ctx context.Context, o replica.Offer) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for {
+			changed := k.fleet.Changed()
+			same := func(other replica.Offer) bool { return other.InfoHash == o.InfoHash }
+			if !slices.ContainsFunc(k.fleet.Offers(), same) {
+				cancel(errWithdrawn)
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	_, err := k.network.Fetch(ctx, o, nil)
+	if err != nil && context.Cause(ctx) == errWithdrawn {
+		err = errWithdrawn
+	}
+	cancel(nil)
+	watch.Wait()
+	return err
 }
 
 // missing returns the newest snapshot of another manager that would be among

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -17,10 +16,6 @@ import (
 
 // describeTimeout bounds asking one holder for a snapshot's small files.
 const describeTimeout = 15 * time.Second
-
-// errNoLongerOffered ends a fetch when the fleet has moved on to another
-// snapshot, so that pieces nobody holds any more are not waited for.
-var errNoLongerOffered = errors.New("the snapshot is no longer offered, others are")
 
 // network reaches the others: logs over the peer protocol, snapshots through
 // the swarm.
@@ -69,17 +64,12 @@ func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done
 }
 
 func (n *network) fetch(ctx context.Context, o replica.Offer, m *snapshot.Manifest, t *chunker.Torrent, progress func(done, total int64)) (*snapshot.Snapshot, error) {
-	wanted, stop := n.whileWanted(ctx, o)
-	defer stop()
-	err := n.swarm.Fetch(wanted, t, n.shelf.repo.Partial(m), func(p p2p.Progress) {
+	err := n.swarm.Fetch(ctx, t, n.shelf.repo.Partial(m), func(p p2p.Progress) {
 		if progress != nil {
 			progress(p.Done, p.Total)
 		}
 	})
 	if err != nil {
-		if cause := context.Cause(wanted); cause != nil {
-			err = cause
-		}
 		return nil, err
 	}
 	snap, err := n.shelf.repo.Adopt(ctx, m, t)
@@ -116,34 +106,6 @@ func (n *network) begin(ctx context.Context, h chunker.InfoHash) (finish func(),
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-	}
-}
-
-// whileWanted returns a context that ends with errNoLongerOffered once others
-// are offered and o is not. While nothing is offered at all the fetch goes on:
-// those who fetch may hold every piece together.
-func (n *network) whileWanted(ctx context.Context, o replica.Offer) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			changed := n.fleet.Changed()
-			offers := n.fleet.Offers()
-			same := func(other replica.Offer) bool { return other.InfoHash == o.InfoHash }
-			if len(offers) > 0 && !slices.ContainsFunc(offers, same) {
-				cancel(errNoLongerOffered)
-				return
-			}
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	return ctx, func() {
-		cancel(nil)
-		wg.Wait()
 	}
 }
 

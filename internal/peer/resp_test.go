@@ -267,6 +267,7 @@ func TestCursorsAreForgotten(t *testing.T) {
 }
 
 func TestRESPOnWorker(t *testing.T) {
+	t.Parallel()
 	m := startNode(t, "m1", gossip.Manager)
 	seq := m.put("a", "1")
 	w := newNode(t, "w1", gossip.Worker, m)

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -148,37 +149,38 @@ func isText(raw []byte) bool {
 	if !utf8.Valid(raw) {
 		return false
 	}
-	for i := 0; i < len(raw); i++ {
-		if raw[i] != '\\' {
-			continue
+	for {
+		i := bytes.IndexByte(raw, '\\')
+		if i < 0 {
+			return true
 		}
-		i++ // the escaped character; the string was parsed, so there is one
-		r, ok := unicodeEscape(raw, i)
+		raw = raw[i+1:] // the string was parsed, so an escaped character follows
+		r, ok := unicodeEscape(raw)
+		raw = raw[1:]
 		if !ok {
 			continue
 		}
-		i += 4
+		raw = raw[4:]
 		if !utf16.IsSurrogate(r) {
 			continue
 		}
-		low, ok := rune(0), false
-		if i+2 < len(raw) && raw[i+1] == '\\' {
-			low, ok = unicodeEscape(raw, i+2)
+		if len(raw) == 0 || raw[0] != '\\' {
+			return false
 		}
+		low, ok := unicodeEscape(raw[1:])
 		if !ok || utf16.DecodeRune(r, low) == utf8.RuneError {
 			return false
 		}
-		i += 6
+		raw = raw[6:]
 	}
-	return true
 }
 
-// unicodeEscape reads uXXXX at raw[i:].
-func unicodeEscape(raw []byte, i int) (rune, bool) {
-	if i+5 > len(raw) || raw[i] != 'u' {
+// unicodeEscape reads the uXXXX that raw begins with.
+func unicodeEscape(raw []byte) (rune, bool) {
+	if len(raw) < 5 || raw[0] != 'u' {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(string(raw[i+1:i+5]), 16, 16)
+	n, err := strconv.ParseUint(string(raw[1:5]), 16, 16)
 	return rune(n), err == nil
 }
 

@@ -71,6 +71,7 @@ func TestDecodeTxn(t *testing.T) {
 // TestDecodeTxnBounded decodes a body that is far longer than an entry: it must
 // give up after about an entry.
 func TestDecodeTxnBounded(t *testing.T) {
+	t.Parallel()
 	value := strings.Repeat("v", 1<<20)
 	r := &counter{r: io.MultiReader(strings.NewReader(`{"ops":[`), endless(`{"op":"put","key":"a","value":"`+value+`"},`))}
 	_, err := decodeTxn(r, false)
