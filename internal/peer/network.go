@@ -43,6 +43,9 @@ func (n *network) Stream(ctx context.Context, u replica.Upstream, dataset txlog.
 // Fetch implements replica.Network. The snapshot is offered by this node, too,
 // from then on. Two callers who want one snapshot share one fetch.
 func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done, total int64)) (string, error) {
+	if err := n.shelf.wait(ctx); err != nil {
+		return "", err
+	}
 	finish, err := n.begin(ctx, o.InfoHash)
 	if err != nil {
 		return "", err

@@ -4,18 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
-	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
-	"github.com/qs-peer/qs-peer/internal/replica"
-	"github.com/qs-peer/qs-peer/p2p"
 )
 
 // leaveTimeout bounds telling the others that the node goes.
@@ -69,10 +62,26 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.addrs = ls.addresses
-	if err := p.live(ctx, &o, disk, ls, reg); err != nil {
+	w := &wiring{
+		o: &o, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
+		changed: newSignal(), ready: make(chan struct{}),
+	}
+	if err := w.transfer(); err != nil {
 		return nil, err
 	}
+	if err := w.join(); err != nil {
+		return nil, err
+	}
+	publish, advertise, err := w.live()
+	if err != nil {
+		return nil, err
+	}
+	w.serve(publish, advertise, p.Err)
+	if err := p.settle(ctx, w); err != nil {
+		return nil, err
+	}
+	p.addrs = ls.addresses
+	p.addrs.Gossip = w.gossip.Addr().String()
 	path := filepath.Join(o.Data, addrsName)
 	if err := writeJSON(path, p.addrs); err != nil {
 		return nil, err
@@ -83,151 +92,23 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	return p, nil
 }
 
-// live wires the parts together and sets them going.
-func (p *Peer) live(ctx context.Context, o *Options, disk *storage, ls *listeners, reg *prometheus.Registry) error {
-	logger := func(part string) *slog.Logger { return o.Logger.With("part", part) }
-	changed := newSignal()
-	ready := make(chan struct{})
-	becameReady := sync.OnceFunc(func() { close(ready) })
-
-	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
-		Name: o.Name, Listener: ls.take(&ls.swarm), UploadRate: o.UploadRate, DownloadRate: o.DownloadRate,
-		Logger: logger("swarm"), Registerer: reg,
-	})
-	if err != nil {
-		return fmt.Errorf("start swarm: %w", err)
-	}
-	p.stop.addClose("close swarm", swarm.Close)
-	shelf := &shelf{repo: disk.repo, swarm: swarm, logger: logger("snapshots"), changed: changed}
-
-	client := p2p.NewClient(p2p.ClientOptions{Logger: logger("p2p"), Registerer: reg})
-	p.stop.addClose("close peer client", func() error { client.Close(); return nil })
-	server := p2p.NewServer(p2p.ServerOptions{Log: disk.log, Snapshot: shelf.describe, Logger: logger("p2p"), Registerer: reg})
-	p.stop.add("stop peer server", serveStreams(ls.take(&ls.peer), server, logger("p2p")))
-
-	addrs := p.addrs
-	g, err := gossip.Start(gossip.Options{
-		Facts: gossip.Facts{
-			Name: o.Name, Role: o.Role, Colo: o.Colo, Version: o.Version, Writer: disk.node.writer(),
-			SwarmAddr: addrs.Swarm, PeerAddr: addrs.Peer, HTTPAddr: addrs.HTTP,
-			Dataset: disk.log.Dataset(), State: string(replica.Joining),
-		},
-		Addr: o.GossipAddr, Join: o.Join, Logger: logger("gossip"), Registerer: reg,
-	})
-	if err != nil {
-		return listenError("--gossip-addr", o.GossipAddr, err)
-	}
-	p.stop.addClose("leave gossip", func() error { return errors.Join(g.Leave(leaveTimeout), g.Close()) })
-	p.addrs.Gossip = g.Addr().String()
-	fleet := &fleet{gossip: g, colo: o.Colo}
-	network := &network{fleet: fleet, client: client, swarm: swarm, shelf: shelf, fetching: map[chunker.InfoHash]chan struct{}{}}
-
-	cfg := replica.Config{
-		Name: o.Name, Manager: o.Role == gossip.Manager, Log: replicaLog{disk.log}, Store: replicaStore{disk.store},
-		Logger: logger("replica"), Registerer: reg,
-		OnChange: func(st replica.Status) {
-			if st.Ready {
-				becameReady()
-			}
-			changed.notify()
-		},
-	}
-	if !disk.node.writer() {
-		cfg.Fleet, cfg.Network = fleet, network
-	}
-	rep, err := replica.New(cfg)
-	if err != nil {
-		return fmt.Errorf("start replica: %w", err)
-	}
-	registerReplica(reg, disk, rep.Status)
-
-	keep := &keeper{
-		storage: disk, fleet: fleet, network: network, shelf: shelf,
-		manager: o.Role == gossip.Manager, keep: o.KeepSnapshots, logger: logger("keeper"),
-		conflicts: newConflictsGauge(reg), warned: map[string]bool{},
-	}
-	writer := &writer{node: disk.node, self: o.Name, log: disk.log, fleet: fleet, applied: rep.WaitApplied, fail: p.fail}
-	publish := &publisher{
-		role: o.Role, writer: writer, store: disk.store, shelf: shelf, keeper: keep, status: rep.Status, logger: logger("publisher"),
-	}
-	advertise := &advertiser{
-		storage: disk, swarm: swarm, shelf: shelf, gossip: g, status: rep.Status, fail: p.fail, logger: logger("gossip"), changed: changed,
-	}
-
-	life := newLife()
-	p.stop.add("stop background work", life.stop)
-	life.run(func(ctx context.Context) {
-		if err := rep.Run(ctx); err != nil {
-			p.fail(fmt.Errorf("replica stopped: %w", err))
+// settle waits until a writer serves: it needs nobody for that, so whoever sees
+// its addresses can use it. The others may have to wait for the fleet.
+func (p *Peer) settle(ctx context.Context, w *wiring) error {
+	if !w.disk.node.writer() {
+		if w.o.Role == gossip.Manager && w.disk.log.Dataset().IsZero() {
+			w.o.Logger.Info("this manager holds no dataset: it waits for a writer's, to follow it; to create a new dataset here instead, start it with --init",
+				"join", w.o.Join)
 		}
-	})
-	life.run(func(ctx context.Context) { followSwarm(ctx, fleet, swarm) })
-	life.run(advertise.run)
-	life.run(func(ctx context.Context) {
-		// What this node holds comes first: what is not offered yet would be fetched again.
-		if err := shelf.restock(ctx, disk.log.Dataset(), disk.linked); err != nil {
-			o.Logger.Error("offering the snapshots on disk failed", "err", err)
-		}
-		if o.Role == gossip.Manager && !disk.node.writer() {
-			life.run(func(ctx context.Context) { keep.mirror(ctx, rep.Status) })
-		}
-		keep.run(ctx)
-	})
-	if disk.node.writer() && o.SnapshotEvery > 0 {
-		life.run(func(ctx context.Context) { publish.run(ctx, o.SnapshotEvery) })
-	}
-	if o.Role == gossip.Manager && !disk.node.writer() && disk.log.Dataset().IsZero() {
-		o.Logger.Info("this manager holds no dataset: it waits for a writer's, to follow it; to create a new dataset here instead, start it with --init",
-			"join", o.Join)
-	}
-
-	reads := &reads{store: disk.store, status: rep.Status}
-	api := &api{
-		reads: reads, writer: writer, shelf: shelf, publisher: publish,
-		members: func() []gossip.Member {
-			members := g.Members()
-			advertise.fill(&members[0].Facts) // fresher than what gossip was told last
-			return members
-		},
-		status: rep.Status, health: p.Err,
-		scans: make(chan struct{}, maxScans), logger: logger("http"),
-	}
-	p.stop.add("stop HTTP server", serveHTTP(ls.take(&ls.http), api.handler(reg), logger("http")))
-
-	resp := newRESPServer(reads, writer, o, reg, logger("resp"))
-	for _, ln := range ls.takeRESP() {
-		resp.serve(ln)
-	}
-	p.stop.add("stop RESP server", resp.stop)
-
-	if !disk.node.writer() {
 		return nil
 	}
-	// The writer needs nobody to be ready: whoever sees its addresses can use it.
 	select {
-	case <-ready:
+	case <-w.ready:
 		return nil
 	case <-p.done:
 		return p.Err()
 	case <-ctx.Done():
 		return fmt.Errorf("wait until the log is applied: %w", ctx.Err())
-	}
-}
-
-// followSwarm keeps the swarm's list of peers as gossip has it.
-func followSwarm(ctx context.Context, f *fleet, swarm *p2p.Swarm) {
-	var known []p2p.Peer
-	for {
-		changed := f.Changed()
-		if peers := f.swarmPeers(); !slices.Equal(peers, known) {
-			swarm.SetPeers(peers)
-			known = peers
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
 	}
 }
 

@@ -22,7 +22,8 @@ type shelf struct {
 	repo    *snapshot.Repo
 	swarm   *p2p.Swarm
 	logger  *slog.Logger
-	changed *signal // told when the list changes
+	changed *signal       // told when the list changes
+	stocked chan struct{} // closed once restock is done
 
 	mu    sync.Mutex           // guards snaps
 	snaps []*snapshot.Snapshot // newest first
@@ -65,6 +66,9 @@ func (s *shelf) describe(h chunker.InfoHash) (manifest, metainfo []byte, ok bool
 
 // mint makes a snapshot of the store as it is, and offers it.
 func (s *shelf) mint(ctx context.Context, store snapshot.Minter) (*snapshot.Snapshot, error) {
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
 	snap, err := s.repo.Mint(ctx, store, nil)
 	if err != nil {
 		return nil, fmt.Errorf("mint snapshot: %w", err)
@@ -114,9 +118,22 @@ func (s *shelf) withdraw(snap *snapshot.Snapshot) error {
 	return nil
 }
 
+// wait waits until what is on disk has been looked at: before that nobody knows
+// what need not be minted or fetched.
+func (s *shelf) wait(ctx context.Context) error {
+	select {
+	case <-s.stocked:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // restock offers what an earlier process left on disk, each after reading it
-// whole, and removes what is damaged or is not of this node's history.
+// whole, and removes what is damaged or is not of this node's history. It is
+// called once.
 func (s *shelf) restock(ctx context.Context, dataset txlog.DatasetID, linked func(txlog.Pos) (bool, error)) error {
+	defer close(s.stocked)
 	var errs []error
 	for _, snap := range s.repo.List() {
 		m := &snap.Manifest

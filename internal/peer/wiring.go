@@ -1,0 +1,185 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/p2p"
+)
+
+// wiring connects the parts of a node, bottom up, and sets them going. What it
+// starts is stopped by stop, in reverse order.
+type wiring struct {
+	o    *Options
+	disk *storage
+	ls   *listeners
+	reg  *prometheus.Registry
+	stop *cleanup
+	fail func(error) // the node can not go on
+	life *life
+
+	changed *signal // something happened that the others should hear of
+	swarm   *p2p.Swarm
+	client  *p2p.Client
+	shelf   *shelf
+	gossip  *gossip.Gossip
+	fleet   *fleet
+	replica *replica.Replica
+	ready   chan struct{} // closed once reads have been served
+}
+
+func (w *wiring) logger(part string) *slog.Logger { return w.o.Logger.With("part", part) }
+
+// transfer starts what moves bytes between nodes.
+func (w *wiring) transfer() error {
+	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
+		Name: w.o.Name, Listener: w.ls.take(&w.ls.swarm), UploadRate: w.o.UploadRate, DownloadRate: w.o.DownloadRate,
+		Logger: w.logger("swarm"), Registerer: w.reg,
+	})
+	if err != nil {
+		return fmt.Errorf("start swarm: %w", err)
+	}
+	w.stop.addClose("close swarm", swarm.Close)
+	w.swarm = swarm
+	w.shelf = &shelf{
+		repo: w.disk.repo, swarm: swarm, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
+	}
+	w.client = p2p.NewClient(p2p.ClientOptions{Logger: w.logger("p2p"), Registerer: w.reg})
+	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
+	server := p2p.NewServer(p2p.ServerOptions{
+		Log: w.disk.log, Snapshot: w.shelf.describe, Logger: w.logger("p2p"), Registerer: w.reg,
+	})
+	w.stop.add("stop peer server", serveStreams(w.ls.take(&w.ls.peer), server, w.logger("p2p")))
+	return nil
+}
+
+// join starts the gossip.
+func (w *wiring) join() error {
+	addrs := w.ls.addresses
+	g, err := gossip.Start(gossip.Options{
+		Facts: gossip.Facts{
+			Name: w.o.Name, Role: w.o.Role, Colo: w.o.Colo, Version: w.o.Version, Writer: w.disk.node.writer(),
+			SwarmAddr: addrs.Swarm, PeerAddr: addrs.Peer, HTTPAddr: addrs.HTTP,
+			Dataset: w.disk.log.Dataset(), State: string(replica.Joining),
+		},
+		Addr: w.o.GossipAddr, Join: w.o.Join, Logger: w.logger("gossip"), Registerer: w.reg,
+	})
+	if err != nil {
+		return listenError("--gossip-addr", w.o.GossipAddr, err)
+	}
+	w.stop.addClose("leave gossip", func() error { return errors.Join(g.Leave(leaveTimeout), g.Close()) })
+	w.gossip, w.fleet = g, &fleet{gossip: g, colo: w.o.Colo}
+	return nil
+}
+
+// live starts the replica and what keeps house around it.
+func (w *wiring) live() (*publisher, *advertiser, error) {
+	writes, manager := w.disk.node.writer(), w.o.Role == gossip.Manager
+	network := &network{
+		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, fetching: map[chunker.InfoHash]chan struct{}{},
+	}
+	becameReady := sync.OnceFunc(func() { close(w.ready) })
+	c := replica.Config{
+		Name: w.o.Name, Manager: manager, Log: replicaLog{w.disk.log}, Store: replicaStore{w.disk.store},
+		Logger: w.logger("replica"), Registerer: w.reg,
+		OnChange: func(st replica.Status) {
+			if st.Ready {
+				becameReady()
+			}
+			w.changed.notify()
+		},
+	}
+	if !writes {
+		c.Fleet, c.Network = w.fleet, network
+	}
+	rep, err := replica.New(c)
+	if err != nil {
+		return nil, nil, fmt.Errorf("start replica: %w", err)
+	}
+	w.replica = rep
+	registerReplica(w.reg, w.disk, rep.Status)
+
+	keep := &keeper{
+		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, manager: manager, keep: w.o.KeepSnapshots,
+		logger: w.logger("keeper"), conflicts: newConflictsGauge(w.reg), warned: map[string]bool{},
+	}
+	publish := &publisher{
+		role: w.o.Role, store: w.disk.store, shelf: w.shelf, keeper: keep, status: rep.Status, logger: w.logger("publisher"),
+		writer: &writer{
+			node: w.disk.node, self: w.o.Name, log: w.disk.log, fleet: w.fleet, applied: rep.WaitApplied, fail: w.fail,
+		},
+	}
+	advertise := &advertiser{
+		storage: w.disk, swarm: w.swarm, shelf: w.shelf, gossip: w.gossip, status: rep.Status,
+		fail: w.fail, logger: w.logger("gossip"), changed: w.changed,
+	}
+
+	w.stop.add("stop background work", w.life.stop)
+	w.life.run(func(ctx context.Context) {
+		if err := rep.Run(ctx); err != nil {
+			w.fail(fmt.Errorf("replica stopped: %w", err))
+		}
+	})
+	w.life.run(func(ctx context.Context) { followSwarm(ctx, w.fleet, w.swarm) })
+	w.life.run(advertise.run)
+	w.life.run(func(ctx context.Context) {
+		if err := w.shelf.restock(ctx, w.disk.log.Dataset(), w.disk.linked); err != nil {
+			w.o.Logger.Error("offering the snapshots on disk failed", "err", err)
+		}
+		keep.run(ctx)
+	})
+	switch {
+	case writes && w.o.SnapshotEvery > 0:
+		w.life.run(func(ctx context.Context) { publish.run(ctx, w.o.SnapshotEvery) })
+	case manager && !writes:
+		w.life.run(func(ctx context.Context) { keep.mirror(ctx, rep.Status) })
+	}
+	return publish, advertise, nil
+}
+
+// serve starts what users talk to.
+func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() error) {
+	reads := &reads{store: w.disk.store, status: w.replica.Status}
+	api := &api{
+		reads: reads, writer: publish.writer, shelf: w.shelf, publisher: publish,
+		members: func() []gossip.Member {
+			members := w.gossip.Members()
+			advertise.fill(&members[0].Facts) // fresher than what gossip was told last
+			return members
+		},
+		status: w.replica.Status, health: health, scans: make(chan struct{}, maxScans), logger: w.logger("http"),
+	}
+	w.stop.add("stop HTTP server", serveHTTP(w.ls.take(&w.ls.http), api.handler(w.reg), w.logger("http")))
+
+	resp := newRESPServer(reads, publish.writer, w.o, w.reg, w.logger("resp"))
+	w.stop.add("stop RESP server", resp.stop)
+	for _, ln := range w.ls.takeRESP() {
+		resp.serve(ln)
+	}
+}
+
+// followSwarm keeps the swarm's list of peers as gossip has it.
+func followSwarm(ctx context.Context, f *fleet, swarm *p2p.Swarm) {
+	var known []p2p.Peer
+	for {
+		changed := f.Changed()
+		if peers := f.swarmPeers(); !slices.Equal(peers, known) {
+			swarm.SetPeers(peers)
+			known = peers
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
