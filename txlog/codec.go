@@ -64,6 +64,9 @@ func frameSize(ops []Op) (int, error) {
 	if len(ops) == 0 {
 		return 0, ErrEmptyTransaction
 	}
+	if err := CheckOps(len(ops)); err != nil {
+		return 0, err
+	}
 	size := int64(frameHeader + len(Hash{}))
 	for i := range ops {
 		if err := ops[i].check(); err != nil {
@@ -75,6 +78,14 @@ func frameSize(ops []Op) (int, error) {
 		return 0, &LimitError{What: "entry", Got: size, Min: int64(minFrame), Max: MaxEntry}
 	}
 	return int(size), nil
+}
+
+// CheckOps returns a *LimitError if an entry cannot have n operations.
+func CheckOps(n int) error {
+	if n > MaxOps {
+		return &LimitError{What: LimitOps, Got: int64(n), Min: 1, Max: MaxOps}
+	}
+	return nil
 }
 
 func (op *Op) check() error {
@@ -203,7 +214,10 @@ func decode(frame []byte) (Entry, error) {
 	if count == 0 {
 		return Entry{}, ErrEmptyTransaction
 	}
-	if uint64(count)*opHeader > uint64(len(body)) {
+	if err := CheckOps(int(count)); err != nil {
+		return Entry{}, err
+	}
+	if int(count)*opHeader > len(body) {
 		return Entry{}, fmt.Errorf("entry says that it has %d operations, which %d bytes cannot hold", count, len(body))
 	}
 	e.Ops = make([]Op, count)

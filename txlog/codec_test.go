@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 	"reflect"
+	"runtime"
+	"slices"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -75,23 +77,28 @@ func TestLimits(t *testing.T) {
 	}{
 		{name: "longest key", prev: at, ops: []Op{{Kind: Delete, Key: make([]byte, MaxKey)}}, ok: true},
 		{name: "largest value", prev: at, ops: []Op{{Kind: Put, Key: []byte("k"), Value: big}}, ok: true},
-		{name: "no key", prev: at, ops: []Op{{Kind: Put}}, want: &LimitError{"key", 0, 1, MaxKey}},
-		{name: "key too long", prev: at, ops: []Op{{Kind: Delete, Key: make([]byte, MaxKey+1)}}, want: &LimitError{"key", MaxKey + 1, 1, MaxKey}},
-		{name: "value too large", prev: at, ops: []Op{{Kind: Put, Key: []byte("k"), Value: append(big, 0)}}, want: &LimitError{"value", MaxValue + 1, 0, MaxValue}},
+		{name: "no key", prev: at, ops: []Op{{Kind: Put}}, want: &LimitError{What: "key", Got: 0, Min: 1, Max: MaxKey}},
+		{name: "key too long", prev: at, ops: []Op{{Kind: Delete, Key: make([]byte, MaxKey+1)}}, want: &LimitError{What: "key", Got: MaxKey + 1, Min: 1, Max: MaxKey}},
+		{name: "value too large", prev: at, ops: []Op{{Kind: Put, Key: []byte("k"), Value: append(big, 0)}}, want: &LimitError{What: "value", Got: MaxValue + 1, Min: 0, Max: MaxValue}},
 		{
 			name: "entry too large", prev: at,
 			ops: []Op{
 				{Kind: Put, Key: []byte("a"), Value: big}, {Kind: Put, Key: []byte("b"), Value: big},
 				{Kind: Put, Key: []byte("c"), Value: big}, {Kind: Put, Key: []byte("d"), Value: big},
 			},
-			want: &LimitError{"entry", 4*MaxValue + 4*8 + 96, int64(minFrame), MaxEntry},
+			want: &LimitError{What: "entry", Got: 4*MaxValue + 4*8 + 96, Min: int64(minFrame), Max: MaxEntry},
+		},
+		{name: "most operations", prev: at, ops: slices.Repeat(put("k", ""), MaxOps), ok: true},
+		{
+			name: "too many operations", prev: at, ops: slices.Repeat(put("k", ""), MaxOps+1),
+			want: &LimitError{What: LimitOps, Got: MaxOps + 1, Min: 1, Max: MaxOps},
 		},
 		{name: "nothing", prev: at},
 		{name: "unknown kind", prev: at, ops: []Op{{Kind: 9, Key: []byte("k")}}},
 		{name: "delete with a value", prev: at, ops: []Op{{Kind: Delete, Key: []byte("k"), Value: []byte("v")}}},
 		{name: "init", ops: []Op{{Kind: Init, Value: id}}, ok: true},
 		{name: "init later", prev: at, ops: []Op{{Kind: Init, Value: id}}},
-		{name: "init with a key", ops: []Op{{Kind: Init, Key: []byte("k"), Value: id}}, want: &LimitError{"key", 1, 0, 0}},
+		{name: "init with a key", ops: []Op{{Kind: Init, Key: []byte("k"), Value: id}}, want: &LimitError{What: "key", Got: 1, Min: 0, Max: 0}},
 		{name: "init with a short id", ops: []Op{{Kind: Init, Value: id[1:]}}},
 		{name: "init twice", ops: []Op{{Kind: Init, Value: id}, {Kind: Init, Value: id}}},
 		{name: "put at first", ops: put("k", "v")},
@@ -146,6 +153,28 @@ func TestReadFrame(t *testing.T) {
 	lying := binary.LittleEndian.AppendUint32(nil, MaxEntry-4)
 	if got := testing.AllocsPerRun(1, func() { ReadFrame(bytes.NewReader(lying)) }); got > 20 {
 		t.Fatal(got)
+	}
+}
+
+// TestDecodeTooManyOperations decodes what a hostile peer may send: as many
+// operations as fit a frame. It must not be made to hold them.
+func TestDecodeTooManyOperations(t *testing.T) {
+	ops := slices.Repeat([]Op{{Kind: Delete, Key: []byte("k")}}, (MaxEntry-frameHeader-len(Hash{}))/(opHeader+1))
+	frame := encode(frameHeader+len(ops)*(opHeader+1)+len(Hash{}), ops)
+	finish(frame, Pos{Seq: 1, Hash: Hash{1}}, 1, 0)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := Decode(frame)
+	runtime.ReadMemStats(&after)
+	var limit *LimitError
+	if !errors.As(err, &limit) || limit.What != LimitOps || limit.Got != int64(len(ops)) {
+		t.Fatal(err)
+	}
+	if want := "number of operations is 8388596; allowed are 1 to 1048576"; limit.Error() != want {
+		t.Errorf("%q, want %q", limit, want)
+	}
+	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<20 {
+		t.Errorf("%d bytes allocated", got)
 	}
 }
 

@@ -15,7 +15,7 @@
 //	    36     8  seq: from 1, gapless
 //	    44     8  epoch: fences an old writer out; 1 in this version
 //	    52     8  time: the writer's clock, nanoseconds since 1970, never less than the entry before
-//	    60     4  number of operations, at least 1
+//	    60     4  number of operations, 1 to MaxOps
 //	    64     …  operations, each: kind u8, key length u16, value length u32, key, value
 //	   n-28   32  hash = SHA-256("qs-entry-v1\x00" ‖ bytes 4 … n-28)
 //

@@ -9,12 +9,16 @@ import (
 	"time"
 )
 
-// Limits of an entry, in bytes. They are checked when an entry is made and
-// again when one is decoded; passing one is a *LimitError.
+// Limits of an entry, in bytes but for MaxOps. They are checked when an entry
+// is made and again when one is decoded; passing one is a *LimitError.
 const (
 	MaxKey   = 511      // LMDB's limit; keys are at least 1 byte
 	MaxValue = 16 << 20 // a value may be empty
 	MaxEntry = 64 << 20 // of the encoded frame
+
+	// MaxOps is how many operations an entry may have. A decoded operation takes
+	// several times the bytes of the smallest encoded one.
+	MaxOps = 1 << 20
 )
 
 // Hash is an entry's SHA-256 hash, chained over all entries before it.
@@ -138,13 +142,19 @@ var (
 
 // LimitError says which limit an entry passed on its way in.
 type LimitError struct {
-	What string // "key", "value" or "entry"
-	Got  int64  // bytes
-	Min  int64  // bytes
-	Max  int64  // bytes
+	What string // "key", "value" or "entry", in bytes; or LimitOps, a count
+	Got  int64
+	Min  int64
+	Max  int64
 }
 
+// LimitOps is what a LimitError about MaxOps is about.
+const LimitOps = "number of operations"
+
 func (e *LimitError) Error() string {
+	if e.What == LimitOps {
+		return fmt.Sprintf("%s is %d; allowed are %d to %d", e.What, e.Got, e.Min, e.Max)
+	}
 	return fmt.Sprintf("%s is %d bytes long; allowed are %d to %d", e.What, e.Got, e.Min, e.Max)
 }
 

@@ -25,7 +25,8 @@ func (w *respWrite) size() (n int) {
 // respTx is what MULTI began.
 type respTx struct {
 	writes []*respWrite
-	size   int
+	size   int  // bytes of all keys and values
+	ops    int  // operations of all writes
 	broken bool // a command could not be queued: EXEC refuses
 }
 
@@ -89,6 +90,11 @@ func queueing(parse func([][]byte) (*respWrite, error)) func(*respConn, [][]byte
 		if c.tx.size += w.size(); c.tx.size > txlog.MaxEntry {
 			c.tx.writes = nil
 			return &txlog.LimitError{What: "entry", Got: int64(c.tx.size), Min: 1, Max: txlog.MaxEntry}
+		}
+		c.tx.ops += len(w.ops)
+		if err := txlog.CheckOps(c.tx.ops); err != nil {
+			c.tx.writes = nil
+			return err
 		}
 		c.tx.writes = append(c.tx.writes, w)
 		c.out = redcon.AppendString(c.out, "QUEUED")

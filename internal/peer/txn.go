@@ -60,6 +60,9 @@ func decodeTxn(body io.Reader, inBase64 bool) ([]txlog.Op, error) {
 			}
 			return nil, err
 		}
+		if err := txlog.CheckOps(len(ops) + 1); err != nil {
+			return nil, err
+		}
 		if size += int64(len(op.Key) + len(op.Value)); size > txlog.MaxEntry {
 			return nil, &txlog.LimitError{What: "entry", Got: size, Min: 1, Max: txlog.MaxEntry}
 		}

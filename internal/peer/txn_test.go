@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -80,6 +81,15 @@ func TestDecodeTxnBounded(t *testing.T) {
 	}
 	if r.n > txlog.MaxEntry+16<<20 {
 		t.Errorf("read %d bytes", r.n)
+	}
+}
+
+// TestDecodeTxnTooManyOperations gives up at the limit, too.
+func TestDecodeTxnTooManyOperations(t *testing.T) {
+	_, err := decodeTxn(io.MultiReader(strings.NewReader(`{"ops":[`), endless(`{"op":"delete","key":"a"},`)), false)
+	limit, ok := errors.AsType[*txlog.LimitError](err)
+	if !ok || limit.What != txlog.LimitOps || limit.Got != txlog.MaxOps+1 {
+		t.Fatalf("got %v", err)
 	}
 }
 
