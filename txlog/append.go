@@ -291,8 +291,8 @@ func (l *Log) undo(tail *segment, cause error) error {
 	tail.forget(tail.size)
 	err := l.file.Truncate(tail.size)
 	if err == nil {
-		// Otherwise a crash could bring bytes back behind a segment that was
-		// sealed meanwhile.
+		// Otherwise a power cut could bring entries back that were refused: of
+		// those that were written before the one that failed, all bytes.
 		err = l.file.Sync()
 	}
 	if err != nil {
