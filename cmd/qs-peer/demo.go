@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -43,7 +46,7 @@ matched.`,
 				return &usageError{err}
 			}
 			if err != nil {
-				return err
+				return demoFailed(cmd.ErrOrStderr(), err, o.Keep)
 			}
 			if asJSON {
 				err = printJSON(out, report)
@@ -63,4 +66,20 @@ matched.`,
 	f.BoolVar(&o.Keep, "keep", false, "leave the data and the nodes' logs (default false: removed)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object with all figures; progress goes to standard error (default false)")
 	return cmd
+}
+
+// demoFailed shows a failed node's last words, the lines of err after the first,
+// as they are, and returns the first with a hint.
+func demoFailed(w io.Writer, err error, kept bool) error {
+	message, words, found := strings.Cut(err.Error(), "\n")
+	if found {
+		fmt.Fprintln(w, words)
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
+	if kept {
+		return errors.New(message)
+	}
+	return fmt.Errorf("%s (--keep leaves the nodes' logs)", message)
 }

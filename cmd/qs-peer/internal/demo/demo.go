@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -33,13 +31,6 @@ type Options struct {
 	Keep    bool      // leave what is there
 	Output  io.Writer // gets the progress
 }
-
-// DirError refuses a directory for the demo.
-type DirError struct {
-	Dir, Reason string
-}
-
-func (e *DirError) Error() string { return fmt.Sprintf("--dir %s: %s", e.Dir, e.Reason) }
 
 // show is a demo in progress.
 type show struct {
@@ -75,43 +66,12 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	begun := time.Now()
 	if err := s.play(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil, ctx.Err()
+			err = ctx.Err() // whatever it was that this interrupted
 		}
 		return nil, err
 	}
 	s.report.Seconds = time.Since(begun).Seconds()
 	return s.report, nil
-}
-
-// prepareDir makes the directory; remove takes away what the demo made.
-func (o *Options) prepareDir() (remove func() error, err error) {
-	if o.Dir == "" {
-		o.Dir, err = os.MkdirTemp("", "qs-peer-demo-")
-		return func() error { return os.RemoveAll(o.Dir) }, err
-	}
-	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
-		return nil, err
-	}
-	entries, err := os.ReadDir(o.Dir)
-	switch {
-	case err == nil && len(entries) > 0:
-		return nil, &DirError{o.Dir, "is not empty; the demo needs a directory of its own"}
-	case err == nil: // ours to fill, not to remove
-		return func() error {
-			entries, err := os.ReadDir(o.Dir)
-			for _, e := range entries {
-				err = errors.Join(err, os.RemoveAll(filepath.Join(o.Dir, e.Name())))
-			}
-			return err
-		}, nil
-	case errors.Is(err, os.ErrNotExist):
-		if err := os.MkdirAll(o.Dir, 0o755); err != nil {
-			return nil, &DirError{o.Dir, err.Error()}
-		}
-		return func() error { return os.RemoveAll(o.Dir) }, nil
-	default:
-		return nil, &DirError{o.Dir, err.Error()}
-	}
 }
 
 // play is the plot.
@@ -128,40 +88,6 @@ func (s *show) play(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// begin starts the next step: on a terminal, title is shown while it lasts.
-func (s *show) begin(ctx context.Context, title string) *step {
-	s.steps++
-	return &step{s: s, number: s.steps, begun: time.Now(),
-		spinner: term.NewSpinner(ctx, s.Output, fmt.Sprintf("%d. %s", s.steps, title))}
-}
-
-// step is a part of the demo.
-type step struct {
-	s       *show
-	number  int
-	begun   time.Time
-	spinner *term.Spinner
-}
-
-// now says what the step is at.
-func (st *step) now(format string, args ...any) { st.spinner.Say(fmt.Sprintf(format, args...)) }
-
-// end says how the step ended, and how long it took.
-func (st *step) end(format string, args ...any) time.Duration {
-	took := time.Since(st.begun)
-	st.spinner.Done()
-	st.s.say(st.number, format+": %s", append(args, term.Duration(took))...)
-	return took
-}
-
-func (s *show) say(step int, format string, args ...any) {
-	number := fmt.Sprintf("%d. ", step)
-	if term.Colours(s.Output) {
-		number = term.Bold.In(number)
-	}
-	fmt.Fprintln(s.Output, number+fmt.Sprintf(format, args...))
 }
 
 func (s *show) startManager(ctx context.Context) error {

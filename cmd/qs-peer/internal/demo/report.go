@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -135,7 +136,7 @@ func (s *show) member(ctx context.Context, name string) (Member, error) {
 	me, _ := status.Me()
 	m := Member{Name: name, Role: me.Role, State: me.State, BytesFromManagers: me.BytesFromManagers,
 		BytesFromWorkers: me.BytesFromWorkers, Seq: me.AppliedSeq, Hash: me.AppliedHash}
-	for _, b := range append(s.report.Rebuild.Builds, s.report.Killed) { // the killed one's second life last
+	for _, b := range slices.Concat(s.report.Rebuild.Builds, []Build{s.report.Killed}) { // its second life last
 		if b.Name == name {
 			m.Seconds = b.Seconds
 		}
