@@ -100,9 +100,9 @@ func (a *api) instrument(m *httpMetrics, route string, h http.Handler) http.Hand
 		defer func() {
 			m.observe(route, methodLabel(r.Method), rec.code, time.Since(begin))
 		}()
-		if r.Body != nil {
+		if r.ContentLength != 0 {
 			body := &stallReader{ReadCloser: r.Body, control: rec.control}
-			defer body.done()
+			body.extend()
 			r.Body = body
 		}
 		h.ServeHTTP(rec, r)
@@ -157,8 +157,9 @@ func (w *response) extend() {
 // Unwrap lets http.ResponseController find the rest.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// stallReader gives the client stallTimeout for each piece of the body, and as
-// long as it takes once the body is there.
+// stallReader gives the client stallTimeout for each piece of the body, and the
+// handler as long as it takes once the body is there. The deadline stays when
+// the handler does not read to the end: the server does then, before it answers.
 type stallReader struct {
 	io.ReadCloser
 	control *http.ResponseController
@@ -167,20 +168,18 @@ type stallReader struct {
 
 func (r *stallReader) Read(p []byte) (int, error) {
 	if !r.over {
-		_ = r.control.SetReadDeadline(time.Now().Add(stallTimeout))
+		r.extend()
 	}
 	n, err := r.ReadCloser.Read(p)
-	if err != nil {
-		r.done()
+	if errors.Is(err, io.EOF) {
+		r.over = true
+		_ = r.control.SetReadDeadline(time.Time{})
 	}
 	return n, err
 }
 
-func (r *stallReader) done() {
-	if !r.over {
-		r.over = true
-		_ = r.control.SetReadDeadline(time.Time{})
-	}
+func (r *stallReader) extend() {
+	_ = r.control.SetReadDeadline(time.Now().Add(stallTimeout))
 }
 
 // errorBody is the answer to every request that failed.
