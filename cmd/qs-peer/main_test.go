@@ -16,7 +16,12 @@ import (
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
+var noExitWait = [2]string{"GORACE", "atexit_sleep_ms=0"}
+
 func TestMain(m *testing.M) {
+	// A program built with the race detector waits a second when it exits, and
+	// the scripts run hundreds.
+	os.Setenv(noExitWait[0], noExitWait[1])
 	testscript.Main(m, map[string]func(){"qs-peer": main})
 }
 
@@ -41,6 +46,7 @@ func TestScripts(t *testing.T) {
 			f := fleet.New(bin, env.WorkDir)
 			env.Defer(f.Close)
 			env.Values["fleet"] = f
+			env.Setenv(noExitWait[0], noExitWait[1])
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
