@@ -48,9 +48,16 @@ e2e: setup-test build
 e2e-full: setup-test build
 	QS_E2E=full QS_PEER=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 60m ./internal/e2e
 
-# The figures of docs/bench.md, in `go test -bench` format.
+# The figures of docs/bench.md, in `go test -bench` format: about ten minutes.
+# First what spans packages, with real processes, then single packages.
+BENCH = $(GO) test -run '^$$' -timeout 30m
 bench: setup-test build
-	QS_PEER=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime 1x -timeout 30m ./bench
+	$(BENCH) -bench '^BenchmarkMint$$' -benchtime 5x ./bench
+	$(BENCH) -bench '^BenchmarkCatchUp$$' -benchtime 2x ./bench
+	QS_PEER=$(CURDIR)/$(BIN) $(BENCH) -bench '^BenchmarkRebuild$$' -benchtime 1x ./bench
+	$(BENCH) -bench '^Benchmark(Append|Read)$$' ./txlog
+	$(BENCH) -bench '^Benchmark(Get|Apply|BarePuts)$$' ./lmdbstore
+	$(BENCH) -bench '^Benchmark(Stream|Swarm8)$$' -benchtime 1x ./p2p
 
 # Every fuzz target, FUZZTIME each.
 fuzz: setup

@@ -36,6 +36,7 @@ func smallPair(order []int, i int) (key, value []byte) {
 func BenchmarkCatchUp(b *testing.B) {
 	n := scaled(1_000_000)
 	order := rand.New(rand.NewPCG(1, 2)).Perm(n)
+	f := figures{}
 	for b.Loop() {
 		b.StopTimer()
 		dir := b.TempDir()
@@ -57,13 +58,14 @@ func BenchmarkCatchUp(b *testing.B) {
 		took := time.Since(began)
 		b.StopTimer()
 
-		b.ReportMetric(float64(n)/took.Seconds(), "entries/s")
-		b.ReportMetric(float64(n)/bare.Seconds(), "bare-puts/s")
-		b.ReportMetric(bare.Seconds()/took.Seconds(), "x-bare-puts")
+		f.add("entries/s", float64(n)/took.Seconds())
+		f.add("bare-puts/s", float64(n)/bare.Seconds())
+		f.add("x-bare-puts", bare.Seconds()/took.Seconds())
 		w.close()
 		m.close()
 		b.StartTimer()
 	}
+	f.report(b)
 }
 
 // barePuts is the yardstick: one LMDB environment, batches of 1,000 puts,
