@@ -139,6 +139,7 @@ func checkContent(ctx context.Context, m *mdbfile.File, report mdbfile.Report) e
 	if err != nil {
 		return err
 	}
+	defer c.Close()
 	for n := 0; c.Next(); n++ {
 		if n%4096 == 0 && ctx.Err() != nil {
 			return ctx.Err()

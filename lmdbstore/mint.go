@@ -110,29 +110,35 @@ func (g *generation) pin(interrupt func()) (*pinned, error) {
 
 func (p *pinned) close() { p.release() }
 
-// each calls fn with the databases in order, and for each pair of theirs.
+// each calls db with the name of each database, in order, and pair with each of
+// its pairs.
 func (p *pinned) each(ctx context.Context, db func(name string) error, pair func(*mdbfile.Cursor) error) error {
 	for _, name := range []string{dbKV, dbMeta} {
 		if err := db(name); err != nil {
 			return err
 		}
-		c, err := p.file.Cursor(name)
-		if err != nil {
-			return err
-		}
-		for n := 0; c.Next(); n++ {
-			if n%1024 == 0 && ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if err := pair(c); err != nil {
-				return err
-			}
-		}
-		if err := c.Err(); err != nil {
+		if err := p.pairs(ctx, name, pair); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (p *pinned) pairs(ctx context.Context, name string, pair func(*mdbfile.Cursor) error) error {
+	c, err := p.file.Cursor(name)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for n := 0; c.Next(); n++ {
+		if n%1024 == 0 && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := pair(c); err != nil {
+			return err
+		}
+	}
+	return c.Err()
 }
 
 // measure lays the snapshot out.

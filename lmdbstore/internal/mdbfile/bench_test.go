@@ -145,6 +145,7 @@ func each(r io.ReaderAt, size int64, fn func(c *Cursor) error) error {
 	if err != nil {
 		return err
 	}
+	defer c.Close()
 	for c.Next() {
 		if err := fn(c); err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 // Cursor steps through the pairs of a database in key order. Use it like a
 // bufio.Scanner:
 //
+//	defer c.Close()
 //	for c.Next() {
 //		… c.Key(), c.ValueLen() …
 //		value, err := c.Value()
@@ -15,57 +16,34 @@ import (
 //	if err := c.Err(); err != nil …
 //
 // It checks what it reads as it goes (bounds, order, and at the end the count):
-// damage is an error that wraps ErrDamaged. It is not safe for concurrent use.
+// damage is an error that wraps ErrDamaged. It reads ahead, so it holds about
+// 1 MiB and goroutines until it came to an end or is closed. It is not safe for
+// concurrent use.
 type Cursor struct {
 	f       *File
 	db      string
 	entries uint64 // as recorded
 	seen    uint64
 
-	branches []branchPos // root first
-	leaves   *leafReader
-	ahead    int // pages that leaves holds, from child first on
-	first    int
-	leaf     page
-	next     int    // node of leaf
-	prev     []byte // last key of the leaf before
+	walk *leafWalk // nil when it has ended
+	win  *window
+	at   int // page of win that is leaf
+	leaf page
+	next int    // node of leaf
+	prev []byte // last key of the leaf before
 
 	pair leaf
 	big  []byte // the latest value from overflow pages, after its page header
 	err  error
 }
 
-// branchPos is a branch page on the way to the current leaf.
-type branchPos struct {
-	page
-	next int // child
-	buf  []byte
-}
-
 // newCursor returns a cursor over the tree at r, which was checked.
-func newCursor(f *File, db string, r record) (*Cursor, error) {
+func newCursor(f *File, db string, r record) *Cursor {
 	c := &Cursor{f: f, db: db, entries: r.Entries}
-	if r.Depth == 0 {
-		return c, nil
+	if r.Depth > 0 {
+		c.walk = newLeafWalk(f, &r)
 	}
-	c.leaves = newLeafReader(f, &r)
-	c.branches = make([]branchPos, r.Depth-1)
-	for i := range c.branches {
-		c.branches[i].buf = make([]byte, f.pageSize)
-	}
-	var err error
-	if r.Depth > 1 {
-		err = c.descend(0, r.root)
-	} else {
-		err = c.leaves.read(1, func(int) (uint64, error) { return r.root, nil })
-		if err == nil {
-			err = c.setLeaf(0, r.root)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("database %q: %w", db, err)
-	}
-	return c, nil
+	return c
 }
 
 // Next steps to the next pair. It returns false at the end and after an error.
@@ -127,71 +105,50 @@ func (c *Cursor) nextLeaf() bool {
 		return false
 	}
 	c.prev = append(c.prev[:0], c.pair.key...)
-	level := len(c.branches) - 1
-	for level >= 0 && c.branches[level].next == c.branches[level].n {
-		level--
+	if c.walk == nil {
+		return c.end()
 	}
-	if level < 0 {
-		if c.seen != c.entries {
-			return c.fail(fmt.Errorf("%d pairs, the record says %d: %w", c.seen, c.entries, ErrDamaged))
+	if c.at++; c.win == nil || c.at == len(c.win.pgnos) {
+		var err error
+		if c.win, err = c.walk.next(c.win); err != nil {
+			return c.fail(err)
 		}
-		return false
+		if c.win == nil {
+			return c.end()
+		}
+		c.at = 0
 	}
-	if err := c.step(level); err != nil {
+	p, err := parsePage(c.win.page(c.at), c.win.pgnos[c.at], flagLeaf)
+	if err != nil {
 		return c.fail(err)
 	}
+	c.leaf, c.next = p, 0
 	return true
 }
 
-// step goes to the next child of the branch page at level, and from there down
-// to the first leaf.
-func (c *Cursor) step(level int) error {
-	b := &c.branches[level]
-	child := b.next
-	pgno, _, err := b.child(child)
-	if err != nil {
-		return err
+// end compares the count once there are no more leaves.
+func (c *Cursor) end() bool {
+	c.Close()
+	if c.seen != c.entries {
+		return c.fail(fmt.Errorf("%d pairs, the record says %d: %w", c.seen, c.entries, ErrDamaged))
 	}
-	b.next++
-	if level+1 < len(c.branches) {
-		return c.descend(level+1, pgno)
-	}
-	if child == 0 || child == c.first+c.ahead {
-		c.first, c.ahead = child, min(b.n-child, c.leaves.max())
-		err := c.leaves.read(c.ahead, func(i int) (uint64, error) {
-			pgno, _, err := b.child(child + i)
-			return pgno, err
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return c.setLeaf(child-c.first, pgno)
+	return false
 }
 
-// descend reads the branch page pgno, which is at level, and goes down from its
-// first child.
-func (c *Cursor) descend(level int, pgno uint64) error {
-	b := &c.branches[level]
-	p, err := c.f.readPage(b.buf, pgno, flagBranch)
-	if err != nil {
-		return err
+// Close ends the iteration, also an unfinished one. It waits until the file is
+// not read any more. It may be called twice.
+func (c *Cursor) Close() {
+	if c.walk != nil {
+		c.walk.close()
+		c.walk, c.win = nil, nil
 	}
-	b.page, b.next = p, 0
-	return c.step(level)
-}
-
-// setLeaf makes page i of those read ahead the current leaf.
-func (c *Cursor) setLeaf(i int, pgno uint64) error {
-	p, err := parsePage(c.leaves.page(i), pgno, flagLeaf)
-	c.leaf, c.next = p, 0
-	return err
+	c.leaf, c.next, c.pair = page{}, 0, leaf{}
 }
 
 func (c *Cursor) fail(err error) bool {
 	if c.err == nil {
 		c.err = fmt.Errorf("database %q: %w", c.db, err)
 	}
-	c.leaf, c.next, c.pair = page{}, 0, leaf{}
+	c.Close()
 	return false
 }

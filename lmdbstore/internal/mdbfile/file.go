@@ -170,12 +170,13 @@ func (f *File) Get(db string, key []byte) (value []byte, ok bool, err error) {
 }
 
 // Cursor returns a cursor before the first pair of a database, or ErrNoSuchDB.
+// The caller closes it.
 func (f *File) Cursor(db string) (*Cursor, error) {
 	r, err := f.record(db)
 	if err != nil {
 		return nil, err
 	}
-	return newCursor(f, db, r)
+	return newCursor(f, db, r), nil
 }
 
 // record looks a database up.

@@ -100,6 +100,7 @@ func readFile(f *File, names []string) (content, error) {
 		if err != nil {
 			return nil, err
 		}
+		defer cur.Close()
 		c[name] = pairs{}
 		for cur.Next() {
 			v, err := cur.Value()
