@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/client"
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/jsonl"
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
 )
@@ -52,7 +53,7 @@ says which line that is: to go on, mend the line and import from there.`,
 				if ctx.Err() != nil {
 					err = errors.New("interrupted")
 				}
-				return fmt.Errorf("import %s: %w; %s", name, err, acknowledged(sum))
+				return fmt.Errorf("import %s: %w; %s%s", name, err, acknowledged(sum), inDoubt(err))
 			}
 			took := time.Since(begun)
 			out := cmd.OutOrStdout()
@@ -85,9 +86,18 @@ says which line that is: to go on, mend the line and import from there.`,
 // acknowledged says what an import that failed has left behind.
 func acknowledged(s jsonl.Summary) string {
 	if s.Operations == 0 {
-		return "nothing was written"
+		return "nothing was acknowledged"
 	}
 	return fmt.Sprintf("%s through line %d were acknowledged and stay (entry %d)", term.Plural(s.Operations, "pair"), s.Line, s.Seq)
+}
+
+// inDoubt warns of the batch whose answer never came, if that is how an import
+// ended.
+func inDoubt(err error) string {
+	if errors.As(err, new(*jsonl.LineError)) || errors.As(err, new(*client.Error)) || errors.Is(err, client.ErrNoConnection) {
+		return ""
+	}
+	return "; the batch after that may have been written too, and it does no harm to import it again"
 }
 
 // openInput opens what a command reads; size is 0 when unknown.

@@ -81,6 +81,9 @@ func (e *Error) Error() string {
 	return e.Message
 }
 
+// ErrNoConnection means that no request left this machine.
+var ErrNoConnection = errors.New("nothing listens")
+
 // errSilent ends a request whose node said nothing for too long.
 var errSilent = errors.New("silent")
 
@@ -156,7 +159,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("nothing listens at %s: is the node running? (its HTTP address is in addrs.json in its data directory; give it with --addr)", c.base.Host)
+		return fmt.Errorf("%w at %s: is the node running? (its HTTP address is in addrs.json in its data directory; give it with --addr)", ErrNoConnection, c.base.Host)
 	case errors.As(err, &dns):
 		return fmt.Errorf("cannot resolve %s: %s (--addr)", dns.Name, dns.Err)
 	}

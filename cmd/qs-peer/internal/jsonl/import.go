@@ -31,7 +31,7 @@ type Summary struct {
 	Hash       string `json:"hash"`
 }
 
-// LineError says which line cannot be imported.
+// LineError says which line cannot be read or imported.
 type LineError struct {
 	Line uint64
 	Err  error
@@ -145,7 +145,7 @@ func read(ctx context.Context, r io.Reader, base64 bool, full chan<- *batch, spa
 	if errors.Is(err, bufio.ErrTooLong) {
 		err = &LineError{Line: n + 1, Err: fmt.Errorf("longer than %d bytes, the most that a pair can need", MaxLine)}
 	} else if err != nil {
-		err = fmt.Errorf("read after line %d: %w", n, err)
+		err = &LineError{Line: n + 1, Err: err}
 	}
 	return errors.Join(send(), err)
 }
