@@ -207,17 +207,20 @@ func (s *respServer) setReadDeadline(conn net.Conn, t time.Time) error {
 }
 
 func (c *respConn) flush() error {
-	for len(c.out) > 0 {
-		chunk := c.out[:min(len(c.out), writeChunk)]
+	for rest := c.out; len(rest) > 0; {
+		chunk := rest[:min(len(rest), writeChunk)]
 		if err := c.conn.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil {
 			return err
 		}
 		if _, err := c.conn.Write(chunk); err != nil {
 			return err
 		}
-		c.out = c.out[len(chunk):]
+		rest = rest[len(chunk):]
 	}
-	c.out = nil
+	if cap(c.out) > 2*respSpill {
+		c.out = nil // one large answer is no reason to keep so much
+	}
+	c.out = c.out[:0]
 	return nil
 }
 
