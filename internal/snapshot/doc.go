@@ -11,7 +11,7 @@
 //
 //	NAME.part       the file while it is being fetched: kept, so that the fetch resumes
 //	NAME.mint       the file while it is being minted: removed at open
-//	NAME.*.damaged  a snapshot that does not hold together, set aside as evidence
+//	NAME.*.damaged  a snapshot that does not hold together, set aside as evidence; of the newest two
 //
 // # Crashes
 //

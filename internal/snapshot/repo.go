@@ -110,6 +110,9 @@ func Open(dir string, o Options) (*Repo, error) {
 		o.Logger.Error("set a damaged snapshot aside; delete its files once you have looked at them, and check the disk",
 			"files", filepath.Join(dir, d.Name+".*"+damagedExt), "err", d)
 	}
+	if err := r.clearAside(c); err != nil {
+		return nil, fmt.Errorf("remove the files of a damaged snapshot: %w", err)
+	}
 	if len(c.leftovers)+len(c.damaged) > 0 {
 		if err := o.FS.SyncDir(dir); err != nil {
 			return nil, fmt.Errorf("sync snapshot directory: %w", err)
@@ -117,6 +120,27 @@ func Open(dir string, o Options) (*Repo, error) {
 	}
 	r.metrics = newMetrics(o.Registerer, r)
 	return r, nil
+}
+
+// maxAside bounds what damaged snapshots take of the disk: as many, the newest,
+// are kept to be looked at.
+const maxAside = 2
+
+// clearAside removes the files of damaged snapshots over maxAside.
+func (r *Repo) clearAside(c content) error {
+	names := slices.Clone(c.aside)
+	for _, d := range c.damaged {
+		names = append(names, d.Name)
+	}
+	slices.Sort(names) // by seq
+	names = slices.Compact(names)
+	for _, name := range names[:max(0, len(names)-maxAside)] {
+		r.o.Logger.Info("removing a damaged snapshot that was set aside", "snapshot", name)
+		if err := r.removeFiles(name, manifestExt+damagedExt, torrentExt+damagedExt, dataExt+damagedExt); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // List returns the complete snapshots, newest first.

@@ -425,6 +425,27 @@ func TestOpenCleansUp(t *testing.T) {
 	wantFiles(t, dir, keep...)
 }
 
+// TestDamagedAreBounded damages one snapshot after the other: what is set aside
+// does not fill the disk.
+func TestDamagedAreBounded(t *testing.T) {
+	dir := t.TempDir()
+	var want []string
+	for seq := range uint64(5) {
+		s := storeAt(10+seq, 1000)
+		r := open(t, dir, Options{})
+		mint(t, r, s)
+		r.Close()
+		if err := os.Truncate(filepath.Join(dir, Name(s.state.Pos)+".mdb"), 999); err != nil {
+			t.Fatal(err)
+		}
+		open(t, dir, Options{}).Close()
+		for _, name := range triple(s) {
+			want = append(want, name+".damaged")
+		}
+	}
+	wantFiles(t, dir, want[len(want)-3*maxAside:]...)
+}
+
 func TestOpenSetsDamagedAside(t *testing.T) {
 	s := storeAt(10, 1000)
 	name := Name(s.state.Pos)

@@ -41,6 +41,7 @@ func Find(dir string) (sound []*Snapshot, damaged []*DamagedError, err error) {
 type content struct {
 	sound     []*Snapshot // newest first
 	damaged   []*DamagedError
+	aside     []string // names of snapshots that were set aside before, oldest first
 	leftovers []string // files that a crash left half-made
 }
 
@@ -62,7 +63,11 @@ func scan(fsys durable.FS, dir string) (content, error) {
 		d := &DamagedError{Name: name}
 		for _, file := range files {
 			switch ext := strings.TrimPrefix(file, name); {
-			case ext == partExt || strings.HasSuffix(ext, damagedExt):
+			case ext == partExt:
+			case strings.HasSuffix(ext, damagedExt):
+				if !slices.Contains(c.aside, name) {
+					c.aside = append(c.aside, name)
+				}
 			case complete && (ext == dataExt || ext == torrentExt):
 				d.Files = append(d.Files, file)
 			case ext == manifestExt:
