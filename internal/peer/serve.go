@@ -15,6 +15,9 @@ import (
 	"time"
 )
 
+// vanishedAfter is how long a peer may acknowledge nothing, or take nothing.
+const vanishedAfter = 30 * time.Second
+
 // listeners are the node's open sockets, but for gossip's. Whoever serves one
 // takes it; what nobody took is closed by the cleanup.
 type listeners struct {
@@ -39,7 +42,11 @@ func listen(o *Options, stop *cleanup) (*listeners, error) {
 		if l.addr == "" {
 			continue
 		}
-		ln, err := net.Listen("tcp", l.addr)
+		var config net.ListenConfig
+		if l.to == &ls.peer { // elsewhere a client may pause as long as it likes
+			config.Control = giveUpVanished
+		}
+		ln, err := config.Listen(context.Background(), "tcp", l.addr)
 		if err != nil {
 			return nil, listenError(l.flag, l.addr, err)
 		}
