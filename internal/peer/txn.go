@@ -132,18 +132,45 @@ func decodeBytes(field string, raw json.RawMessage, inBase64 bool) ([]byte, erro
 	if !isText(raw) {
 		return nil, badRequest("%q is not valid UTF-8: send bytes with base64=true", field)
 	}
-	var text string
-	if err := json.Unmarshal(raw, &text); err != nil {
-		return nil, jsonError(err)
+	text, err := unquote(raw)
+	if err != nil || !inBase64 {
+		return text, err
 	}
-	if !inBase64 {
-		return []byte(text), nil
-	}
-	b, err := base64.StdEncoding.Strict().DecodeString(text)
+	b, err := base64.StdEncoding.Strict().AppendDecode([]byte{}, text)
 	if err != nil {
 		return nil, badRequest("%q is not standard base64: %v", field, err)
 	}
 	return b, nil
+}
+
+// unquote returns what a valid JSON string stands for. Long texts have a line
+// break here and there and no other escapes, and encoding/json takes several
+// times as long.
+func unquote(raw []byte) ([]byte, error) {
+	rest := raw[1 : len(raw)-1]
+	text := make([]byte, 0, len(rest))
+	for {
+		i := bytes.IndexByte(rest, '\\')
+		if i < 0 {
+			return append(text, rest...), nil
+		}
+		text = append(text, rest[:i]...)
+		switch c := rest[i+1]; c {
+		case 'n':
+			text = append(text, '\n')
+		case 't':
+			text = append(text, '\t')
+		case '"', '\\', '/':
+			text = append(text, c)
+		default:
+			var s string
+			if err := json.Unmarshal(raw, &s); err != nil {
+				return nil, jsonError(err)
+			}
+			return []byte(s), nil
+		}
+		rest = rest[i+2:]
+	}
 }
 
 // isText reports whether a JSON string stands for valid UTF-8: the bytes are,

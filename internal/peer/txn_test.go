@@ -24,6 +24,7 @@ func TestDecodeTxn(t *testing.T) {
 		{"both kinds", false, ` {"ops":[{"op":"put","key":"a","value":""},{"op":"delete","key":"b"}]} `, `1"a"="" 2"b"=""`, false},
 		{"none", false, `{"ops":[]}`, ``, false},
 		{"escapes", false, `{"ops":[{"op":"put","key":"\u00e9\ud83d\ude00\\ud800","value":"\ufffd"}]}`, `1"é😀\\ud800"="�"`, false},
+		{"escapes of one character", false, `{"ops":[{"op":"put","key":"\"\\\/\n\t","value":"\b\f\r\n"}]}`, `1"\"\\/\n\t"="\b\f\r\n"`, false},
 		{"base64", true, `{"ops":[{"op":"put","key":"/wA=","value":""}]}`, `1"\xff\x00"=""`, false},
 		{"half a surrogate pair", false, `{"ops":[{"op":"put","key":"\ud83d","value":"1"}]}`, `operation 1: "key" is not valid UTF-8`, true},
 		{"halves in the wrong order", false, `{"ops":[{"op":"put","key":"a","value":"\ude00\ud83d"}]}`, `"value" is not valid UTF-8`, true},

@@ -37,6 +37,8 @@ func TestLinesThatAreRight(t *testing.T) {
 		{line: `{"value":"b","key":"a"}`, kind: "put", key: "a", value: "b"},
 		{line: ` { "key" : "a" , "value" : "b" } `, kind: "put", key: "a", value: "b"},
 		{line: `{"key":"zürich","value":"\u00e9\n\"\ud83d\ude00"}`, kind: "put", key: "zürich", value: "é\n\"😀"},
+		{line: `{"key":"\"\\\/","value":"a\n\tb\r\f\b"}`, kind: "put", key: `"\/`, value: "a\n\tb\r\f\b"},
+		{line: `{"key":"` + strings.Repeat(`\n`, txlog.MaxKey) + `","value":"b"}`, kind: "put", key: strings.Repeat("\n", txlog.MaxKey), value: "b"},
 		{line: `{"key":"a","value":"\ufffd �"}`, kind: "put", key: "a", value: "� �"},
 		{line: `{"key":"a","delete":true}`, kind: "delete", key: "a"},
 		{line: `{"key":"a","delete":false,"value":"b"}`, kind: "put", key: "a", value: "b"},
@@ -107,6 +109,7 @@ func FuzzLine(f *testing.F) {
 	for _, s := range []string{
 		`{"key":"a","value":"b"}`, `{"key":"a","value":"\u00e9"}`, `{"key":"a","value":"b"}}`, `{"key":"a\"","value":"b"}`,
 		`{"key":"a","delete":true}`, "{\"key\":\"\xff\",\"value\":\"\"}", `{"key":"","value":"`, `{"key":"\ud800","value":""}`,
+		`{"key":"\n\"\\","value":"\t\u000a"}`, `{"key":"\x","value":"\`,
 	} {
 		f.Add([]byte(s), false)
 		f.Add([]byte(s), true)
