@@ -53,7 +53,7 @@ type keeper struct {
 func newConflictsGauge(reg prometheus.Registerer) prometheus.Gauge {
 	g := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "qs_snapshot_conflicts",
-		Help: "Own snapshots for which somebody alive announces other bytes at the same position: one of both is corrupt.",
+		Help: "Snapshots that are announced though others, or this node, hold other bytes at the same position: a replica diverged or is damaged.",
 	})
 	reg.MustRegister(g)
 	return g
@@ -157,25 +157,39 @@ func trimFloor(own []*snapshot.Snapshot, offers []replica.Offer) (seq uint64, ok
 	return slices.Min(seqs), true
 }
 
-// checkConflicts raises the alarm when two nodes hold different bytes for one
+// checkConflicts raises the alarm when nodes hold different bytes for one
 // position, or different histories.
 func (k *keeper) checkConflicts(offers []replica.Offer) {
-	n := 0
-	for _, s := range k.shelf.list() {
-		m := &s.Manifest
-		for _, o := range offers {
-			if o.Pos.Seq != m.Pos.Seq || o.InfoHash == m.InfoHash {
-				continue
-			}
-			n++
-			if key := m.InfoHash.String() + o.InfoHash.String(); !k.warned[key] {
-				k.warned[key] = true
-				k.logger.Error("snapshots differ at one position: one of the replicas is corrupt or diverged",
-					"pos", m.Pos, "infohash", m.InfoHash, "other_pos", o.Pos, "other_infohash", o.InfoHash, "holders", o.Holders)
-			}
+	found := conflicts(k.shelf.list(), offers)
+	for _, c := range found {
+		a, b := c[0], c[1]
+		if key := a.InfoHash.String() + b.InfoHash.String(); !k.warned[key] {
+			k.warned[key] = true
+			k.logger.Error("snapshots differ at one position: a replica diverged or is damaged; verify the holders",
+				"pos", a.Pos, "infohash", a.InfoHash, "holders", a.Holders,
+				"other_pos", b.Pos, "other_infohash", b.InfoHash, "other_holders", b.Holders)
 		}
 	}
-	k.conflicts.Set(float64(n))
+	k.conflicts.Set(float64(len(found)))
+}
+
+// conflicts returns each snapshot that is not the first one known of its seq,
+// with that one. The own come first.
+func conflicts(own []*snapshot.Snapshot, offers []replica.Offer) (pairs [][2]replica.Offer) {
+	first := map[uint64]replica.Offer{}
+	for _, s := range own {
+		m := &s.Manifest
+		first[m.Pos.Seq] = replica.Offer{Pos: m.Pos, InfoHash: m.InfoHash, Holders: []string{"this node"}}
+	}
+	for _, o := range offers {
+		switch a, ok := first[o.Pos.Seq]; {
+		case !ok:
+			first[o.Pos.Seq] = o
+		case a.InfoHash != o.InfoHash:
+			pairs = append(pairs, [2]replica.Offer{a, o})
+		}
+	}
+	return pairs
 }
 
 // mirror makes a following manager fetch what the others announce.

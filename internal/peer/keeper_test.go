@@ -60,6 +60,28 @@ func TestObsolete(t *testing.T) {
 	}
 }
 
+func TestConflicts(t *testing.T) {
+	wrong := offered(5)
+	wrong[0].InfoHash[19] = 1
+	for _, tt := range []struct {
+		name   string
+		own    []*snapshot.Snapshot
+		offers []replica.Offer
+		want   int
+	}{
+		{"all the same", own(5, 3), offered(5, 3, 7), 0},
+		{"another than ours", own(5), append(offered(3), wrong...), 1},
+		{"another than another's", own(3), append(offered(5), wrong...), 1},
+		{"nothing known", nil, nil, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := conflicts(tt.own, tt.offers); len(got) != tt.want {
+				t.Errorf("got %v, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestTrimFloor(t *testing.T) {
 	for _, tt := range []struct {
 		name   string

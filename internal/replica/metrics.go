@@ -11,7 +11,6 @@ type metrics struct {
 	attempts       prometheus.Counter
 	failures       *prometheus.CounterVec
 	fetches        *prometheus.CounterVec
-	conflicts      prometheus.Counter
 	contradictions prometheus.Counter
 	diverged       prometheus.Counter
 }
@@ -31,7 +30,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		fetches: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_replica_fetches_total", Help: "Snapshots fetched and installed, by result.",
 		}, []string{"result"}),
-		conflicts:      counter("offer_conflicts_total", "Pairs of offered snapshots that differ at one position: somebody diverged."),
 		contradictions: counter("contradictions_total", "Times an upstream said that it holds another history."),
 		diverged:       counter("divergences_total", "Times this replica was taken out of service because it diverged."),
 	}

@@ -2,7 +2,6 @@ package replica
 
 import (
 	"cmp"
-	"log/slog"
 	"slices"
 	"time"
 
@@ -18,18 +17,11 @@ const (
 
 // offers remembers how the fetches of each offered snapshot went.
 type offers struct {
-	failed    map[chunker.InfoHash]*backoff
-	conflicts map[conflict]bool // those logged
-}
-
-// conflict is two snapshots at one seq, which cannot both be right.
-type conflict struct {
-	seq  uint64
-	a, b chunker.InfoHash
+	failed map[chunker.InfoHash]*backoff
 }
 
 func newOffers() *offers {
-	return &offers{failed: make(map[chunker.InfoHash]*backoff), conflicts: make(map[conflict]bool)}
+	return &offers{failed: make(map[chunker.InfoHash]*backoff)}
 }
 
 func (s *offers) of(o Offer) *backoff {
@@ -74,32 +66,6 @@ func boolRank(first bool) int {
 	return 1
 }
 
-// audit logs offers that contradict each other, each pair once, and returns how
-// many were new.
-func (s *offers) audit(all []Offer, log *slog.Logger) (found int) {
-	bySeq := make(map[uint64]Offer)
-	for _, o := range all {
-		other, ok := bySeq[o.Pos.Seq]
-		if !ok {
-			bySeq[o.Pos.Seq] = o
-			continue
-		}
-		c := conflict{o.Pos.Seq, other.InfoHash, o.InfoHash}
-		if slices.Compare(c.a[:], c.b[:]) > 0 {
-			c.a, c.b = c.b, c.a
-		}
-		if c.a == c.b || s.conflicts[c] {
-			continue
-		}
-		s.conflicts[c] = true
-		found++
-		log.Error("different snapshots are offered at one position: a replica diverged or is damaged; verify the holders",
-			"seq", o.Pos.Seq, "infohash", other.InfoHash, "holders", other.Holders,
-			"other_infohash", o.InfoHash, "other_holders", o.Holders)
-	}
-	return found
-}
-
 // choose returns the best offer that is not backing off, or when to ask again.
 func (s *offers) choose(ranked []Offer, now time.Time) (o Offer, ok bool, again time.Time) {
 	for _, o := range ranked {
@@ -117,21 +83,12 @@ func (s *offers) choose(ranked []Offer, now time.Time) (o Offer, ok bool, again 
 // forget drops what is remembered of offers that are gone.
 func (s *offers) forget(present []Offer) {
 	there := make(map[chunker.InfoHash]bool, len(present))
-	var oldest uint64
 	for _, o := range present {
 		there[o.InfoHash] = true
-		if oldest == 0 || o.Pos.Seq < oldest {
-			oldest = o.Pos.Seq
-		}
 	}
 	for h := range s.failed {
 		if !there[h] {
 			delete(s.failed, h)
-		}
-	}
-	for c := range s.conflicts {
-		if c.seq < oldest {
-			delete(s.conflicts, c)
 		}
 	}
 }

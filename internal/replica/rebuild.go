@@ -36,7 +36,6 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 		now := time.Now()
 		all := r.offered(after)
 		r.offers.forget(all)
-		r.metrics.conflicts.Add(float64(r.offers.audit(all, r.log)))
 		r.offers.rank(all, diverged)
 		if !diverged && !r.offers.hopeful(all, now) {
 			// Perhaps an upstream reaches back after all.
