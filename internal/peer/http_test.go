@@ -250,7 +250,7 @@ func TestHTTPMetrics(t *testing.T) {
 		"go_goroutines ", "process_open_fds ", `qs_build_info{colo="test",`, `version="test"`,
 		`qs_http_requests_total{code="200",method="GET",route="/v1/kv"} 1`,
 		`qs_http_request_duration_seconds_count{route="/v1/kv"} 2`,
-		"qs_replica_applied_seq 2", `qs_replica_state{state="serving"} 1`, "qs_log_", "qs_store_", "qs_gossip_", "qs_swarm_", "qs_snapshot_",
+		"qs_replica_applied_seq 2", "qs_replica_lag_entries 0", "qs_replica_lag_seconds 0", `qs_replica_state{state="serving"} 1`, "qs_log_", "qs_store_", "qs_gossip_", "qs_swarm_", "qs_snapshot_",
 	} {
 		if !strings.Contains(a.body, want) {
 			t.Errorf("the metrics lack %q", want)

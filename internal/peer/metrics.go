@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
 // newRegistry returns the node's registry: every part of the node registers
@@ -38,6 +39,14 @@ func registerReplica(reg prometheus.Registerer, s *storage, status func() replic
 		func() float64 { return float64(s.store.State().Pos.Seq) })
 	gauge("qs_replica_known_head_seq", "Last entry known to exist.",
 		func() float64 { return float64(status().Head.Seq) })
+	gauge("qs_replica_lag_entries", "Entries that are known to exist and not applied yet.", func() float64 {
+		entries, _ := lag(s.store.State(), status())
+		return float64(entries)
+	})
+	gauge("qs_replica_lag_seconds", "Time between the last entry applied and the last one known, by the writer's clock.", func() float64 {
+		_, seconds := lag(s.store.State(), status())
+		return seconds
+	})
 	gauge("qs_replica_ready", "1 when reads are served.", func() float64 {
 		if status().Ready {
 			return 1
@@ -48,6 +57,17 @@ func registerReplica(reg prometheus.Registerer, s *storage, status func() replic
 		Name: "qs_replica_rebuilds_total", Help: "Bootstraps from a snapshot begun since the start.",
 	}, func() float64 { return float64(status().Rebuilds) }))
 	reg.MustRegister(stateCollector{status})
+}
+
+// lag returns how far the store is behind the head that the replica knows.
+func lag(store lmdbstore.State, known replica.Status) (entries uint64, seconds float64) {
+	if known.Head.Seq <= store.Pos.Seq {
+		return 0, 0
+	}
+	if !known.HeadTime.IsZero() && !store.Time.IsZero() {
+		seconds = max(0, known.HeadTime.Sub(store.Time).Seconds())
+	}
+	return known.Head.Seq - store.Pos.Seq, seconds
 }
 
 // stateCollector shows the replica's state as one series per state, of which
