@@ -36,7 +36,7 @@ func smallPair(order []int, i int) (key, value []byte) {
 func BenchmarkCatchUp(b *testing.B) {
 	n := scaled(1_000_000)
 	order := rand.New(rand.NewPCG(1, 2)).Perm(n)
-	f := figures{}
+	f := newFigures()
 	for b.Loop() {
 		b.StopTimer()
 		dir := b.TempDir()
@@ -58,9 +58,9 @@ func BenchmarkCatchUp(b *testing.B) {
 		took := time.Since(began)
 		b.StopTimer()
 
-		f.add("entries/s", float64(n)/took.Seconds())
-		f.add("bare-puts/s", float64(n)/bare.Seconds())
-		f.add("x-bare-puts", bare.Seconds()/took.Seconds())
+		f.rate("entries/s", float64(n)/took.Seconds())
+		f.rate("bare-puts/s", float64(n)/bare.Seconds())
+		f.rate("x-bare-puts", bare.Seconds()/took.Seconds())
 		w.close()
 		m.close()
 		b.StartTimer()
