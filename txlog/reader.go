@@ -23,11 +23,15 @@ type Reader struct {
 	generation uint64
 	segment    *segment // nil until there is one to read
 	cursor     cursor
+	latest     int // how many entries Next returned: the next call will return about as many
 
 	mu     sync.Mutex // guards what follows, for a Close while Next waits
 	file   durable.File
 	closed chan struct{}
 }
+
+// maxLatest bounds what Next allocates before it has read anything.
+const maxLatest = 4096
 
 // Reader starts reading after pos (the zero Pos: from entry 1). If the log no
 // longer holds the next entry the error is a *TrimmedError; if it holds another
@@ -135,6 +139,7 @@ func (r *Reader) isClosed() bool {
 // some hundred KiB.
 func (r *Reader) Next(ctx context.Context, maxBytes int) ([]Entry, error) {
 	var entries []Entry
+	defer func() { r.latest = min(len(entries), maxLatest) }()
 	size := 0
 	for {
 		limit, change, err := r.advance()
@@ -148,6 +153,9 @@ func (r *Reader) Next(ctx context.Context, maxBytes int) ([]Entry, error) {
 			}
 			var e Entry
 			if e, err = r.cursor.take(frame); err == nil {
+				if entries == nil {
+					entries = make([]Entry, 0, r.latest)
+				}
 				entries, size = append(entries, e), size+len(frame)
 			}
 		}
