@@ -11,6 +11,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -42,7 +43,8 @@ const (
 	slowest = 128 << 10
 
 	// receiveBatch is about how many bytes of entries are handed on at once,
-	// and readAhead how many such batches wait for Next.
+	// and readAhead how many such batches wait for Next; a batch of one large
+	// entry waits alone.
 	receiveBatch = 256 << 10
 	readAhead    = 4
 
@@ -64,23 +66,26 @@ type Stream struct {
 	cancel  context.CancelCauseFunc
 	body    io.ReadCloser
 	metrics clientMetrics
-	batches chan batch    // closed at the end, after err was set
-	done    chan struct{} // closed when the goroutine is gone
-	err     error         // why it ended
-	rest    batch         // taken from batches but not returned yet
-	head    Head          // as last returned
+	batches chan batch          // closed at the end, after err was set
+	room    *semaphore.Weighted // bytes; a batch holds its own while it is in batches
+	done    chan struct{}       // closed when the goroutine is gone
+	err     error               // why it ended
+	rest    batch               // taken from batches but not returned yet
+	head    Head                // as last returned
 }
 
 // batch is what arrived together. Its head is what the sender said last.
 type batch struct {
 	entries []txlog.Entry
 	head    Head
+	held    int64 // of Stream.room
 }
 
 func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, addr string, dataset txlog.DatasetID, after txlog.Pos, c *Client) (*Stream, error) {
 	s := &Stream{
 		dataset: dataset, ctx: ctx, cancel: cancel, body: body, metrics: c.metrics,
 		batches: make(chan batch, readAhead), done: make(chan struct{}),
+		room: semaphore.NewWeighted(readAhead * receiveBatch),
 	}
 	z, err := zstd.NewReader(&countingReader{body, c.metrics.wireBytes},
 		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
@@ -165,6 +170,10 @@ func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
 		silence.Stop() // a slow receiver is not the sender's fault
 		s.metrics.entries.Add(float64(len(b.entries)))
 		s.metrics.bytes.Add(float64(size))
+		b.held = min(int64(size), readAhead*receiveBatch)
+		if err := s.room.Acquire(s.ctx, b.held); err != nil {
+			return err
+		}
 		select {
 		case s.batches <- b:
 		case <-s.ctx.Done():
@@ -201,7 +210,7 @@ func (s *Stream) Next(maxBytes int) ([]txlog.Entry, Head, error) {
 		if !ok {
 			return nil, s.head, s.err
 		}
-		s.rest = b
+		s.take(b)
 	}
 	for {
 		n := 0
@@ -223,11 +232,17 @@ func (s *Stream) Next(maxBytes int) ([]txlog.Entry, Head, error) {
 			if !ok {
 				return entries, s.head, nil // the error is for the next call
 			}
-			s.rest = b
+			s.take(b)
 		default:
 			return entries, s.head, nil
 		}
 	}
+}
+
+// take makes b what is returned next.
+func (s *Stream) take(b batch) {
+	s.room.Release(b.held)
+	s.rest = b
 }
 
 // Close ends the stream. It may be called twice, and while Next waits.

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 
 	"github.com/qs-peer/qs-peer/chunker"
@@ -515,6 +516,39 @@ func TestSlowReader(t *testing.T) {
 		s := open(t, newClient(t, p2p.ClientOptions{Dial: net.dial}), "peer:1", txlog.Pos{})
 		time.Sleep(20 * time.Second)
 		if pos, _ := collect(t, s, txlog.Pos{}, l.Head().Seq); pos != l.Head() {
+			t.Errorf("at %v", pos)
+		}
+	})
+}
+
+// However large the entries are, few bytes are read ahead of Next: of entries
+// that fill the room alone, one that waits for Next and one that waits for it.
+func TestReadAheadIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLog(t, txlog.Options{})
+		first := l.Head()
+		for i := range 8 {
+			put(t, l, fmt.Sprint(i), string(make([]byte, 2<<20)))
+		}
+		net := newPipes()
+		serve(t, net, p2p.NewServer(p2p.ServerOptions{Log: l, Snapshot: noSnapshots}))
+		reg := prometheus.NewRegistry()
+		s := open(t, newClient(t, p2p.ClientOptions{Dial: net.dial, Registerer: reg}), "peer:1", first)
+		time.Sleep(10 * time.Second)
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := -1.0
+		for _, f := range families {
+			if f.GetName() == "qs_p2p_stream_received_entries_total" {
+				got = f.GetMetric()[0].GetCounter().GetValue()
+			}
+		}
+		if got < 1 || got > 2 {
+			t.Errorf("%v entries of 2 MiB were read ahead", got)
+		}
+		if pos, _ := collect(t, s, first, l.Head().Seq); pos != l.Head() {
 			t.Errorf("at %v", pos)
 		}
 	})

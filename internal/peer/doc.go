@@ -43,7 +43,8 @@
 // Writes to a node that is not the writer are 421 {"error":…,"writer":"http://…"}
 // (without writer while none is known), as is minting on a worker. Over-limit
 // keys, values and entries are 413 with which limit was passed
-// ("limit":{what,got,min,max}, bytes); malformed requests 400. Reads on a node
+// ("limit":{what,got,min,max}, in bytes, but for what "number of operations", of
+// which a transaction has 1,048,576 at most); malformed requests 400. Reads on a node
 // that holds nothing it may serve are 503 {"error":…,"state":…}. A write is
 // answered once its entry is on stable storage in the log and applied here, so
 // that a following read sees it. Half a body is 400 and writes nothing.
