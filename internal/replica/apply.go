@@ -33,7 +33,14 @@ func (r *Replica) apply(ctx context.Context, t Target, applied func(txlog.Pos)) 
 			return logError{fmt.Errorf("read the log after entry %d: %w", pos.Seq, err)}
 		}
 		for part := range slices.Chunk(batch, batchEntries) {
-			if err := r.whenRoom(ctx, applying, func() error { return t.Apply(part) }); err != nil {
+			rest := part
+			err := r.whenRoom(ctx, applying, func() error {
+				err := t.Apply(rest)
+				_, pos := t.Position() // a prefix may be in
+				rest = after(rest, pos)
+				return err
+			})
+			if err != nil {
 				return fmt.Errorf("apply entries %d to %d: %w", part[0].Seq, part[len(part)-1].Seq, err)
 			}
 			pos = part[len(part)-1].Pos()
@@ -42,4 +49,12 @@ func (r *Replica) apply(ctx context.Context, t Target, applied func(txlog.Pos)) 
 			applied(pos)
 		}
 	}
+}
+
+// after returns what of entries, which follow each other, is after pos.
+func after(entries []txlog.Entry, pos txlog.Pos) []txlog.Entry {
+	if len(entries) == 0 || pos.Seq < entries[0].Seq {
+		return entries
+	}
+	return entries[min(pos.Seq-entries[0].Seq+1, uint64(len(entries))):]
 }

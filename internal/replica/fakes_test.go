@@ -85,6 +85,7 @@ type disk struct {
 	onCrash    func()
 	crashed    bool
 	full       map[string]bool
+	room       int // entries that the store takes of a batch before the disk is full; 0: all
 	broken     map[string]error
 
 	backAllowed bool // the position may go back: a declared rebuild
@@ -319,9 +320,16 @@ func (s fakeStore) Position() (txlog.DatasetID, txlog.Pos) {
 
 func (s fakeStore) Apply(entries []txlog.Entry) error {
 	return s.step("apply", func() error {
-		id, pos, err := applyTo(s.storeID, s.storePos, entries)
-		if err == nil {
+		fit := entries
+		if s.room > 0 && len(entries) > s.room {
+			fit = entries[:s.room]
+		}
+		id, pos, err := applyTo(s.storeID, s.storePos, fit)
+		if err == nil && len(fit) > 0 {
 			s.moveLocked(id, pos)
+		}
+		if err == nil && len(fit) < len(entries) {
+			err = errNoSpace
 		}
 		return err
 	})

@@ -297,8 +297,8 @@ func (w *watch) check(now time.Time, own, best txlog.Pos) error {
 func (r *Replica) append(ctx context.Context, entries []txlog.Entry) error {
 	err := r.whenRoom(ctx, logging, func() error {
 		pos, err := r.c.Log.AppendEntries(entries)
-		if err != nil && pos.Seq >= entries[0].Seq {
-			entries = entries[min(pos.Seq-entries[0].Seq+1, uint64(len(entries))):] // a prefix is there
+		if err != nil {
+			entries = after(entries, pos) // a prefix is there
 		}
 		return err
 	})

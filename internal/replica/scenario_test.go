@@ -537,6 +537,15 @@ func TestScenarios(t *testing.T) {
 				}
 			}
 		}},
+		{"disk full within a batch, then space", func(t *testing.T, w *world) {
+			w.holding(h, 0, 1000)
+			w.addWriter("m", h[:1100], 1)
+			w.disk.room = 40
+			s := w.boot()
+			s.until("the error shows", time.Minute, func(st Status) bool { return st.Err != "" && st.Applied.Seq < 1100 })
+			w.disk.set(func() { w.disk.room = 0 })
+			s.serving(1100, 2*diskMax)
+		}},
 		{"the disk fails", func(t *testing.T, w *world) {
 			w.holding(h, 0, 1000)
 			w.addWriter("m", h[:1100], 1)
