@@ -173,10 +173,10 @@ func (e *env) growIfQuiet() error {
 func (e *env) explain(err error) error {
 	errno := sysErrno(err)
 	full := errors.Is(errno, syscall.ENOSPC) || errors.Is(errno, syscall.EDQUOT)
-	// LMDB calls a write that was cut short EIO.
+	// LMDB calls a write that was cut short EIO; callers wait for room on ENOSPC.
 	var fs unix.Statfs_t
 	if errors.Is(errno, syscall.EIO) && unix.Statfs(e.dir, &fs) == nil && fs.Bavail*uint64(fs.Bsize) < maxTxnBytes {
-		full = true
+		full, errno = true, syscall.ENOSPC
 	}
 	switch {
 	case full:

@@ -71,7 +71,7 @@ func (s *shelf) mint(ctx context.Context, store snapshot.Minter) (*snapshot.Snap
 	}
 	snap, err := s.repo.Mint(ctx, store, nil)
 	if err != nil {
-		return nil, fmt.Errorf("mint snapshot: %w", err)
+		return nil, err
 	}
 	if err := s.seed(snap); !errors.Is(err, p2p.ErrHeld) {
 		return snap, err
