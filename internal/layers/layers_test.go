@@ -45,7 +45,6 @@ var homes = map[string][]string{
 	"github.com/spf13/":           {"cmd/qs-peer"},
 	"github.com/vbauerster/":      {"cmd/qs-peer"},
 	"go.yaml.in/":                 {"cmd/qs-peer"},
-	"github.com/tidwall/redcon":   {"internal/peer"},
 	"github.com/klauspost/":       {"p2p"},
 }
 

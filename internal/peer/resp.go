@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/tidwall/redcon"
 )
 
 const (
@@ -97,7 +96,7 @@ func (s *respServer) admit(conn net.Conn) {
 	defer s.mu.Unlock()
 	if s.stopped || len(s.conns) >= maxRESPClients {
 		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-		_, _ = conn.Write(redcon.AppendError(nil, "ERR max number of clients reached"))
+		_, _ = conn.Write(respFailure(nil, "ERR max number of clients reached"))
 		conn.Close()
 		return
 	}
@@ -168,7 +167,7 @@ func (c *respConn) serve() {
 		req, err := readRESP(in)
 		if err != nil {
 			if bad, ok := errors.AsType[*protocolError](err); ok {
-				c.out = redcon.AppendError(c.out, "ERR "+bad.Error())
+				c.out = respFailure(c.out, "ERR "+bad.Error())
 				_ = c.flush()
 			}
 			return
@@ -250,7 +249,7 @@ func (c *respConn) dispatch(req *respRequest) {
 		if c.tx != nil && name != "EXEC" {
 			c.tx.broken = true
 		}
-		c.out = redcon.AppendError(c.out, respMessage(err))
+		c.out = respFailure(c.out, respMessage(err))
 	}
 	c.server.commands.WithLabelValues(strings.ToLower(name), outcome).Inc()
 }
@@ -271,5 +270,5 @@ func respMessage(err error) string {
 	case is[*notReadyError](err):
 		code = "LOADING"
 	}
-	return code + " " + strings.NewReplacer("\r", " ", "\n", " ").Replace(err.Error())
+	return code + " " + err.Error()
 }

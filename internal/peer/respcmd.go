@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/tidwall/redcon"
-
 	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
@@ -76,7 +74,7 @@ func (c *respConn) get(args [][]byte) error {
 
 func (c *respConn) mget(args [][]byte) error {
 	mark, size := len(c.out), 0
-	c.out = redcon.AppendArray(c.out, len(args))
+	c.out = respArray(c.out, len(args))
 	err := c.view(args, func(tx *lmdbstore.Tx) error {
 		for _, key := range args {
 			v, ok, err := tx.Get(key)
@@ -111,7 +109,7 @@ func (c *respConn) exists(args [][]byte) error {
 		return nil
 	})
 	if err == nil {
-		c.out = redcon.AppendInt(c.out, n)
+		c.out = respInt(c.out, n)
 	}
 	return err
 }
@@ -124,7 +122,7 @@ func (c *respConn) strlen(args [][]byte) error {
 		return err
 	})
 	if err == nil {
-		c.out = redcon.AppendInt(c.out, n)
+		c.out = respInt(c.out, n)
 	}
 	return err
 }
@@ -141,28 +139,28 @@ func (c *respConn) view(keys [][]byte, fn func(*lmdbstore.Tx) error) error {
 
 func (c *respConn) appendValue(v []byte, ok bool) {
 	if ok {
-		c.out = redcon.AppendBulk(c.out, v)
+		c.out = respBulk(c.out, v)
 	} else {
-		c.out = redcon.AppendNull(c.out)
+		c.out = respNull(c.out)
 	}
 }
 
 func (c *respConn) ping(args [][]byte) error {
 	if len(args) == 0 {
-		c.out = redcon.AppendString(c.out, "PONG")
+		c.out = respSimple(c.out, "PONG")
 		return nil
 	}
 	return c.echo(args)
 }
 
 func (c *respConn) echo(args [][]byte) error {
-	c.out = redcon.AppendBulk(c.out, args[0])
+	c.out = respBulk(c.out, args[0])
 	return nil
 }
 
 func (c *respConn) bye([][]byte) error {
 	c.quit = true
-	c.out = redcon.AppendOK(c.out)
+	c.out = respSimple(c.out, "OK")
 	return nil
 }
 
@@ -170,7 +168,7 @@ func (c *respConn) choose(args [][]byte) error {
 	if string(args[0]) != "0" {
 		return respErrorf("ERR DB index is out of range: there is only database 0")
 	}
-	c.out = redcon.AppendOK(c.out)
+	c.out = respSimple(c.out, "OK")
 	return nil
 }
 
@@ -185,16 +183,16 @@ func (c *respConn) info([][]byte) error {
 		"# Replication\r\nrole:%s\r\nqs_state:%s\r\nqs_applied_seq:%d\r\nqs_applied_hash:%s\r\nqs_head_seq:%d\r\n"+
 		"# Connection\r\nqs_last_write_seq:%d\r\n",
 		s.version, s.name, os.Getpid(), role, st.State, state.Pos.Seq, state.Pos.Hash, max(st.Head.Seq, state.Pos.Seq), c.lastSeq)
-	c.out = redcon.AppendBulkString(c.out, text)
+	c.out = respBulk(c.out, text)
 	return nil
 }
 
 func (c *respConn) describeCommands(cmds map[string]*respCommand, args [][]byte) error {
 	if len(args) > 0 {
 		if strings.EqualFold(string(args[0]), "COUNT") {
-			c.out = redcon.AppendInt(c.out, int64(len(cmds)))
+			c.out = respInt(c.out, int64(len(cmds)))
 		} else {
-			c.out = redcon.AppendArray(c.out, 0) // DOCS and the like: nothing is known
+			c.out = respArray(c.out, 0) // DOCS and the like: nothing is known
 		}
 		return nil
 	}
@@ -203,20 +201,20 @@ func (c *respConn) describeCommands(cmds map[string]*respCommand, args [][]byte)
 		names = append(names, name)
 	}
 	slices.Sort(names)
-	c.out = redcon.AppendArray(c.out, len(names))
+	c.out = respArray(c.out, len(names))
 	for _, name := range names {
 		cmd := cmds[name]
 		arity := cmd.min
 		if cmd.max != cmd.min {
 			arity = -cmd.min
 		}
-		c.out = redcon.AppendArray(c.out, 6)
-		c.out = redcon.AppendBulkString(c.out, strings.ToLower(name))
-		c.out = redcon.AppendInt(c.out, int64(arity))
-		c.out = redcon.AppendArray(c.out, 1)
-		c.out = redcon.AppendString(c.out, cmd.flags)
+		c.out = respArray(c.out, 6)
+		c.out = respBulk(c.out, strings.ToLower(name))
+		c.out = respInt(c.out, int64(arity))
+		c.out = respArray(c.out, 1)
+		c.out = respSimple(c.out, cmd.flags)
 		for _, n := range []int{cmd.firstKey, cmd.lastKey, cmd.step} {
-			c.out = redcon.AppendInt(c.out, int64(n))
+			c.out = respInt(c.out, int64(n))
 		}
 	}
 	return nil

@@ -35,8 +35,7 @@ type respRequest struct {
 }
 
 // readRESP reads the next request: an array of bulk strings, or an inline
-// command. It is not redcon's reader, which takes bulk strings of any announced
-// length and panics on some.
+// command. No memory is taken for what is only announced.
 func readRESP(r *bufio.Reader) (*respRequest, error) {
 	for {
 		line, err := readLine(r, maxInline)

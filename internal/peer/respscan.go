@@ -8,8 +8,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/tidwall/redcon"
-
 	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
@@ -98,11 +96,11 @@ func (c *respConn) scan(args [][]byte) error {
 	if more != nil {
 		next = c.server.cursors.put(more)
 	}
-	c.out = redcon.AppendArray(c.out, 2)
-	c.out = redcon.AppendBulkString(c.out, strconv.FormatUint(next, 10))
-	c.out = redcon.AppendArray(c.out, len(keys))
+	c.out = respArray(c.out, 2)
+	c.out = respBulk(c.out, strconv.FormatUint(next, 10))
+	c.out = respArray(c.out, len(keys))
 	for _, key := range keys {
-		c.out = redcon.AppendBulk(c.out, key)
+		c.out = respBulk(c.out, key)
 	}
 	return nil
 }

@@ -3,8 +3,6 @@ package peer
 import (
 	"strings"
 
-	"github.com/tidwall/redcon"
-
 	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -97,7 +95,7 @@ func queueing(parse func([][]byte) (*respWrite, error)) func(*respConn, [][]byte
 			return err
 		}
 		c.tx.writes = append(c.tx.writes, w)
-		c.out = redcon.AppendString(c.out, "QUEUED")
+		c.out = respSimple(c.out, "QUEUED")
 		return nil
 	}
 }
@@ -107,7 +105,7 @@ func (c *respConn) multi([][]byte) error {
 		return respErrorf("ERR MULTI calls can not be nested")
 	}
 	c.tx = &respTx{}
-	c.out = redcon.AppendOK(c.out)
+	c.out = respSimple(c.out, "OK")
 	return nil
 }
 
@@ -116,7 +114,7 @@ func (c *respConn) discard([][]byte) error {
 		return respErrorf("ERR DISCARD without MULTI")
 	}
 	c.tx = nil
-	c.out = redcon.AppendOK(c.out)
+	c.out = respSimple(c.out, "OK")
 	return nil
 }
 
@@ -129,11 +127,11 @@ func (c *respConn) exec([][]byte) error {
 	case tx.broken:
 		return respErrorf("EXECABORT Transaction discarded because of previous errors.")
 	case len(tx.writes) == 0:
-		c.out = redcon.AppendArray(c.out, 0)
+		c.out = respArray(c.out, 0)
 		return nil
 	}
 	mark := len(c.out)
-	c.out = redcon.AppendArray(c.out, len(tx.writes))
+	c.out = respArray(c.out, len(tx.writes))
 	err := c.apply(tx.writes)
 	if err != nil {
 		c.out = c.out[:mark]
@@ -160,9 +158,9 @@ func (c *respConn) apply(writes []*respWrite) error {
 	c.lastSeq = pos.Seq
 	for i, w := range writes {
 		if w.count {
-			c.out = redcon.AppendInt(c.out, counts[i])
+			c.out = respInt(c.out, counts[i])
 		} else {
-			c.out = redcon.AppendOK(c.out)
+			c.out = respSimple(c.out, "OK")
 		}
 	}
 	return nil
