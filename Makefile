@@ -53,7 +53,7 @@ e2e-full: setup-test build
 BENCH = $(GO) test -run '^$$' -timeout 30m
 bench: setup-test build
 	$(BENCH) -bench '^BenchmarkMint$$' -benchtime 5x ./bench
-	$(BENCH) -bench '^BenchmarkCatchUp$$' -benchtime 2x ./bench
+	$(BENCH) -bench '^BenchmarkCatchUp$$' -benchtime 1x ./bench
 	QS_PEER=$(CURDIR)/$(BIN) $(BENCH) -bench '^BenchmarkRebuild$$' -benchtime 1x ./bench
 	$(BENCH) -bench '^Benchmark(Append|Read)$$' ./txlog
 	$(BENCH) -bench '^Benchmark(Get|Apply|BarePuts)$$' ./lmdbstore

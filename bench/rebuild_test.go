@@ -29,14 +29,16 @@ func BenchmarkRebuild(b *testing.B) {
 	}
 	for _, mib := range []int{256, 1024} {
 		b.Run(fmt.Sprintf("%dMiB", mib), func(b *testing.B) {
+			f := newFigures()
 			for b.Loop() {
-				rebuild(b, bin, scaled(mib<<20))
+				rebuild(b, bin, scaled(mib<<20), f)
 			}
+			f.report(b)
 		})
 	}
 }
 
-func rebuild(b *testing.B, bin string, size int) {
+func rebuild(b *testing.B, bin string, size int, figures figures) {
 	b.StopTimer()
 	defer b.StartTimer()
 	f := fleet.New(bin, b.TempDir())
@@ -70,12 +72,12 @@ func rebuild(b *testing.B, bin string, size int) {
 		used += cpu(b, w)
 		fromManager += members[w.Name].BytesFromManagers
 	}
-	b.ReportMetric(took.Seconds(), "s/rebuild")
-	b.ReportMetric(used.Seconds()/(8*float64(snap.Size)/1e9), "cpu-s/GB")
-	b.ReportMetric(float64(fromManager)/float64(snap.Size), "egress-copies")
+	figures.cost("s/rebuild", took.Seconds())
+	figures.cost("cpu-s/GB", used.Seconds()/(8*float64(snap.Size)/1e9))
+	figures.cost("egress-copies", float64(fromManager)/float64(snap.Size))
+	figures.cost("worker-anon-MiB", peakWorker())
+	figures.cost("minting-anon-MiB", minting)
 	b.ReportMetric(float64(snap.Size)/(1<<20), "snapshot-MiB")
-	b.ReportMetric(peakWorker(), "worker-anon-MiB")
-	b.ReportMetric(minting, "minting-anon-MiB")
 }
 
 // load puts about size bytes of 1 KiB pairs.
