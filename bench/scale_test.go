@@ -36,8 +36,9 @@ func (f figures) report(b *testing.B) {
 	b.Helper()
 	report := func(unit string, values []float64, worst float64) {
 		slices.Sort(values)
-		b.ReportMetric(values[len(values)/2], unit)
-		if len(values) > 1 {
+		n := len(values)
+		b.ReportMetric((values[(n-1)/2]+values[n/2])/2, unit)
+		if n > 1 {
 			b.ReportMetric(worst, "worst-"+unit)
 		}
 	}
