@@ -5,7 +5,9 @@
 //
 // # Data directory
 //
-//	LOCK         locked (flock) by the process that runs the node
+//	LOCK         locked (flock) by the process that runs the node; holds its
+//	             process id until it ends in order: after a crash the store's
+//	             structure is checked before LMDB maps it
 //	node.json    format, dataset, role, name, whether this manager is the writer
 //	addrs.json   the addresses the running node listens on; removed at a clean stop
 //	log/         txlog

@@ -29,39 +29,68 @@ const (
 	nodeFormat = 1
 )
 
-// lockDir takes the data directory for this process. The lock goes with the
-// process, however it ends.
-func lockDir(dir string) (*os.File, error) {
+// dirLock is the hold on a data directory. It goes with the process, however
+// that ends; a process that ends in order empties the file, too.
+type dirLock struct {
+	file *os.File
+	// suspect: whoever held it last crashed, and nobody has looked since at
+	// what that left.
+	suspect bool
+}
+
+// lockDir takes the data directory for this process.
+func lockDir(dir string) (*dirLock, error) {
 	f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
 		return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
-		}
-		who := "another process"
-		if text, err := io.ReadAll(io.LimitReader(f, 20)); err == nil {
-			if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
-				who = fmt.Sprintf("process %d", pid)
-			}
-		}
-		return nil, fmt.Errorf("data directory %s is in use by %s: stop it, or use another directory", dir, who)
-	}
-	if err := writePID(f); err != nil {
+	l, err := takeLock(f)
+	if err != nil {
 		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("data directory %s is in use by %s: stop it, or use another directory", dir, holder(f.Name()))
+		}
 		return nil, fmt.Errorf("lock data directory %s: %w", dir, err)
 	}
-	return f, nil
+	return l, nil
 }
 
-func writePID(f *os.File) error {
-	if err := f.Truncate(0); err != nil {
-		return err
+func takeLock(f *os.File) (*dirLock, error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, err
 	}
-	_, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	return err
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	l := &dirLock{file: f, suspect: info.Size() > 0}
+	id := []byte(strconv.Itoa(os.Getpid()) + "\n")
+	if _, err := f.WriteAt(id, 0); err != nil {
+		return nil, err
+	}
+	return l, f.Truncate(int64(len(id)))
+}
+
+// holder says who has the lock.
+func holder(path string) string {
+	f, err := os.Open(path)
+	if err == nil {
+		defer f.Close()
+		text, _ := io.ReadAll(io.LimitReader(f, 20))
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+			return fmt.Sprintf("process %d", pid)
+		}
+	}
+	return "another process"
+}
+
+// Close gives the directory back.
+func (l *dirLock) Close() error {
+	var err error
+	if !l.suspect {
+		err = l.file.Truncate(0)
+	}
+	return errors.Join(err, l.file.Close())
 }
 
 // identity is what node.json says: what the data directory is, for good.

@@ -54,7 +54,7 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 		}
 	}()
 	reg := newRegistry(&o)
-	disk, err := openStorage(&o, reg, &p.stop)
+	disk, err := openStorage(ctx, &o, reg, &p.stop)
 	if err != nil {
 		return nil, err
 	}

@@ -115,6 +115,9 @@ func TestStartDamaged(t *testing.T) {
 	sound.putMany("k", 1000)
 	sound.mint()
 	sound.stop()
+	if text, err := os.ReadFile(filepath.Join(sound.o.Data, lockName)); err != nil || len(text) > 0 {
+		t.Errorf("after a stop in order the lock holds %q, %v", text, err)
+	}
 	other := newNode(t, "m1", gossip.Manager)
 	other.start()
 	other.put("a", "1")
@@ -148,6 +151,13 @@ func TestStartDamaged(t *testing.T) {
 		{"the store's file cut short", func(t *testing.T, dir string) {
 			edit(t, oneFile(t, filepath.Join(dir, storeDir), "data.mdb"), func(b []byte) []byte { return b[:len(b)/2] })
 		}, []string{"open store"}},
+		{"a page of the store changed, and a crash", func(t *testing.T, dir string) {
+			edit(t, oneFile(t, filepath.Join(dir, storeDir), "data.mdb"), func(b []byte) []byte {
+				clear(b[len(b)-8192:])
+				return b
+			})
+			edit(t, filepath.Join(dir, lockName), func([]byte) []byte { return []byte("1\n") })
+		}, []string{"check the store after a crash", "data.mdb", "damaged"}},
 		{"a file for a directory", func(t *testing.T, dir string) {
 			remove(t, dir)
 			if err := os.WriteFile(dir, nil, 0o600); err != nil {

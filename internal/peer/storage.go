@@ -1,9 +1,11 @@
 package peer
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,7 +35,7 @@ type storage struct {
 
 // openStorage opens the data directory and checks that its parts belong
 // together. What it opened is closed by stop, also after an error.
-func openStorage(o *Options, reg prometheus.Registerer, stop *cleanup) (*storage, error) {
+func openStorage(ctx context.Context, o *Options, reg prometheus.Registerer, stop *cleanup) (*storage, error) {
 	if err := durable.MkdirAll(durable.OS, o.Data, 0o750); err != nil {
 		return nil, fmt.Errorf("make data directory %s: %w", o.Data, err)
 	}
@@ -59,6 +61,12 @@ func openStorage(o *Options, reg prometheus.Registerer, stop *cleanup) (*storage
 	}
 	stop.addClose("close log", s.log.Close)
 
+	if lock.suspect {
+		if err := checkStore(ctx, filepath.Join(o.Data, storeDir), logger("store")); err != nil {
+			return nil, err
+		}
+		lock.suspect = false
+	}
 	s.store, err = lmdbstore.Open(filepath.Join(o.Data, storeDir), lmdbstore.Options{Logger: logger("store"), Registerer: reg})
 	if err != nil {
 		return nil, fmt.Errorf("open store in %s: %w", o.Data, err)
@@ -73,6 +81,24 @@ func openStorage(o *Options, reg prometheus.Registerer, stop *cleanup) (*storage
 	}
 	stop.addClose("close snapshots", s.repo.Close)
 	return s, s.agree()
+}
+
+// checkStore reads the structure of the store that a crash left, which takes
+// about a second per GB. LMDB maps the file and trusts it: a damaged page would
+// crash this process too, and the next one.
+func checkStore(ctx context.Context, dir string, logger *slog.Logger) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	logger.Info("the last process on this directory did not end in order: checking the store")
+	_, err := lmdbstore.Check(ctx, dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, lmdbstore.ErrDamaged):
+		return nil // it crashed before there was anything
+	case err != nil:
+		return fmt.Errorf("check the store after a crash: %w", err)
+	}
+	return nil
 }
 
 // agree checks that the log and the store are of one dataset, begins a new one
