@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/hashicorp/memberlist"
 )
@@ -20,6 +21,7 @@ var (
 	_ memberlist.Delegate         = delegate{}
 	_ memberlist.EventDelegate    = delegate{}
 	_ memberlist.ConflictDelegate = delegate{}
+	_ memberlist.AliveDelegate    = delegate{}
 )
 
 func keyOf(n *memberlist.Node) key { return key{name: n.Name, addr: n.Address()} }
@@ -56,6 +58,22 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 		d.metrics.records.WithLabelValues("bad").Inc()
 		d.log.Debug("gossip state refused", "error", err)
 	}
+}
+
+// NotifyAlive refuses members that can not be one of ours. memberlist keeps any
+// that a stray datagram describes, and as long as one node lists a member of
+// another protocol version nobody can join it.
+func (d delegate) NotifyAlive(n *memberlist.Node) error {
+	switch {
+	case n.Name == "" || len(n.Name) > maxName || !utf8.ValidString(n.Name):
+		return fmt.Errorf("name %q: want 1 to %d bytes of text", n.Name, maxName)
+	case n.Addr.To16() == nil || n.Addr.IsUnspecified() || n.Addr.IsMulticast() || n.Port == 0:
+		return fmt.Errorf("address %s can not be reached", n.Address())
+	case n.PCur != protocol || n.PMin > protocol || n.PMax < protocol || n.DMin|n.DMax|n.DCur != 0:
+		return fmt.Errorf("it speaks version %d of %d to %d and delegate version %d of %d to %d, and this node %d and 0",
+			n.PCur, n.PMin, n.PMax, n.DCur, n.DMin, n.DMax, protocol)
+	}
+	return nil
 }
 
 func (d delegate) NotifyJoin(n *memberlist.Node) {

@@ -1,6 +1,7 @@
 package gossip_test
 
 import (
+	"net"
 	"testing"
 	"time"
 
@@ -97,4 +98,53 @@ func TestSockets(t *testing.T) {
 	} else {
 		t.Log(err)
 	}
+}
+
+// A datagram that claims a member which can not be one must not keep the others
+// from joining, which one member of another protocol version does.
+func TestStrayMembers(t *testing.T) {
+	start := func(name string, join ...string) *gossip.Gossip {
+		g, err := gossip.Start(gossip.Options{
+			Facts: gossip.Facts{Name: name, Role: gossip.Worker}, Addr: "127.0.0.1:0", Join: join,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { g.Close() })
+		return g
+	}
+	a := start("a")
+	conn, err := net.Dial("udp", a.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	text := func(s string) string { return string([]byte{0xa0 | byte(len(s))}) + s }
+	// An alive message (type 4) in MessagePack.
+	alive := func(name, addr, vsn string) {
+		msg := "\x04\x86" + text("Incarnation") + "\x01" + text("Node") + text(name) + text("Addr") + text(addr) +
+			text("Port") + "\x09" + text("Meta") + text("") + text("Vsn") + text(vsn)
+		if _, err := conn.Write([]byte(msg)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const here, good = "\x7f\x00\x00\x01", "\x01\x05\x02\x00\x00\x00"
+	for _, stray := range []struct{ name, addr, vsn string }{
+		{"", here, good},
+		{"noaddress", "", good},
+		{"anywhere", "\x00\x00\x00\x00", good},
+		{"noversion", here, ""},
+		{"old", here, "\x01\x01\x01\x00\x00\x00"},
+		{"new", here, "\x03\x05\x05\x00\x00\x00"},
+		{"other", here, "\x01\x05\x02\x02\x02\x02"},
+	} {
+		alive(stray.name, stray.addr, stray.vsn)
+	}
+	alive("possible", here, good) // the last one: the others were handled before it
+	waitFor(t, "a believes what can be", func() bool { _, ok := find(a, "possible"); return ok })
+	if n := len(a.Members()); n != 2 {
+		t.Errorf("a lists %v", a.Members())
+	}
+	b := start("b", a.Addr().String())
+	waitFor(t, "b joins", func() bool { _, ok := find(b, "a"); return ok })
 }

@@ -12,6 +12,9 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
+// protocol is the version of memberlist's protocol that the fleet speaks.
+const protocol = memberlist.ProtocolVersion2Compatible
+
 // listen creates memberlist, which begins to listen.
 func (g *Gossip) listen(o Options) error {
 	g.bridge = &logBridge{log: o.Logger}
@@ -38,7 +41,8 @@ func (g *Gossip) listen(o Options) error {
 	c.PushPullInterval = 15 * time.Second
 	c.Name = o.Facts.Name
 	c.Transport = transport
-	c.Delegate, c.Events, c.Conflict = delegate{g}, delegate{g}, delegate{g}
+	c.ProtocolVersion = protocol
+	c.Delegate, c.Events, c.Conflict, c.Alive = delegate{g}, delegate{g}, delegate{g}, delegate{g}
 	c.Logger = logger
 	// A node that died may come back at another address at once.
 	c.DeadNodeReclaimTime = time.Nanosecond
