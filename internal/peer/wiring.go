@@ -2,7 +2,6 @@ package peer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -76,7 +75,13 @@ func (w *wiring) join() error {
 	if err != nil {
 		return listenError("--gossip-addr", w.o.GossipAddr, err)
 	}
-	w.stop.addClose("leave gossip", func() error { return errors.Join(g.Leave(leaveTimeout), g.Close()) })
+	w.stop.addClose("leave gossip", func() error {
+		if err := g.Leave(leaveTimeout); err != nil {
+			// Such as when the others go at the same time.
+			w.o.Logger.Warn("could not tell the others that this node leaves; they will notice", "err", err)
+		}
+		return g.Close()
+	})
 	w.gossip, w.fleet = g, &fleet{gossip: g, colo: w.o.Colo}
 	return nil
 }
