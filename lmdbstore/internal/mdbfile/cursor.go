@@ -25,7 +25,8 @@ type Cursor struct {
 	entries uint64 // as recorded
 	seen    uint64
 
-	walk *leafWalk // nil when it has ended
+	walk *leafWalk // nil when there is nothing to read
+	done bool
 	win  *window
 	at   int // page of win that is leaf
 	leaf page
@@ -101,7 +102,7 @@ func (c *Cursor) Err() error { return c.err }
 // nextLeaf moves to the next leaf. It ends: each leaf must begin above where
 // the last one ended, so none is visited twice.
 func (c *Cursor) nextLeaf() bool {
-	if c.err != nil {
+	if c.done {
 		return false
 	}
 	c.prev = append(c.prev[:0], c.pair.key...)
@@ -138,6 +139,7 @@ func (c *Cursor) end() bool {
 // Close ends the iteration, also an unfinished one. It waits until the file is
 // not read any more. It may be called twice.
 func (c *Cursor) Close() {
+	c.done = true
 	if c.walk != nil {
 		c.walk.close()
 		c.walk, c.win = nil, nil

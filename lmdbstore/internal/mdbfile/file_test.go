@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/PowerDNS/lmdb-go/lmdb"
@@ -42,6 +43,46 @@ func TestGet(t *testing.T) {
 			t.Fatalf("Cursor in %q: %v", name, err)
 		}
 	}
+}
+
+// TestCursorClosed ends iterations at several places: nothing may be read
+// afterwards.
+func TestCursorClosed(t *testing.T) {
+	file := build(t, content{"kv": sequential(50_000, 100, 50)})
+	for _, pairs := range []int{0, 1, 30_000, 50_000} {
+		r := &closable{Reader: bytes.NewReader(file)}
+		f, err := Open(r, int64(len(file)))
+		must(t, err)
+		c, err := f.Cursor("kv")
+		must(t, err)
+		for n := range pairs {
+			if !c.Next() {
+				t.Fatalf("ended after %d pairs: %v", n, c.Err())
+			}
+		}
+		c.Close()
+		r.closed.Store(true)
+		c.Close()
+		if c.Next() || c.Err() != nil {
+			t.Errorf("closed after %d pairs: another follows, or %v", pairs, c.Err())
+		}
+		if r.late.Load() {
+			t.Errorf("closed after %d pairs: the file was read afterwards", pairs)
+		}
+	}
+}
+
+// closable notes whether it is read once it is closed.
+type closable struct {
+	*bytes.Reader
+	closed, late atomic.Bool
+}
+
+func (c *closable) ReadAt(b []byte, off int64) (int, error) {
+	if c.closed.Load() {
+		c.late.Store(true)
+	}
+	return c.Reader.ReadAt(b, off)
 }
 
 // TestSnapshotOfLiveEnvironment reads what a read transaction sees while LMDB
