@@ -57,7 +57,7 @@ func applyConfig(flags *pflag.FlagSet, path string) error {
 		flag := flags.Lookup(name.Value)
 		switch {
 		case flag == nil || name.Kind != yaml.ScalarNode || name.Value == "help":
-			return fail("unknown setting %q; the settings are the flags' names, without dashes in front", name.Value)
+			return fail("unknown setting %q; the settings are the flags of this command, without dashes in front", name.Value)
 		case name.Value == "config":
 			return fail("a configuration file can not name another")
 		case seen[name.Value] > 0:
@@ -94,5 +94,8 @@ func setFlag(flag *pflag.Flag, value *yaml.Node) error {
 	case value.Tag == "!!null":
 		return errors.New("has no value; leave the line out, or write \"\" for an empty one")
 	}
-	return flag.Value.Set(value.Value)
+	if err := flag.Value.Set(value.Value); err != nil {
+		return badValue(flag, value.Value, err)
+	}
+	return nil
 }

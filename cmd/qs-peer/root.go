@@ -10,6 +10,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
 )
 
 // Exit codes.
@@ -85,7 +88,13 @@ To see it work: qs-peer demo`,
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		var bad *pflag.InvalidValueError
+		if errors.As(err, &bad) {
+			return usagef("--%s: %w", bad.GetFlag().Name, badValue(bad.GetFlag(), bad.GetValue(), bad.Unwrap()))
+		}
+		return &usageError{err}
+	})
 	root.PersistentFlags().SortFlags = false
 
 	const nodes, data, operate = "nodes", "data", "operate"
@@ -118,6 +127,19 @@ func wantArgs(least, most int, what string) cobra.PositionalArgs {
 		if what == "" {
 			return usagef("%s takes no arguments, got %q", cmd.Name(), args[0])
 		}
-		return usagef("%s takes %s, got %d arguments", cmd.Name(), what, len(args))
+		return usagef("%s takes %s, got %s", cmd.Name(), what, term.Plural(len(args), "argument"))
 	}
+}
+
+// badValue says what a flag wants where the library's words are Go's.
+func badValue(flag *pflag.Flag, value string, err error) error {
+	switch flag.Value.Type() {
+	case "bool":
+		return fmt.Errorf("%q: want true or false", value)
+	case "int":
+		return fmt.Errorf("%q: want a whole number", value)
+	case "duration":
+		return fmt.Errorf("%q: want a duration with a unit, like 30s, 10m or 1h30m", value)
+	}
+	return err
 }

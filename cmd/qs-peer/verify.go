@@ -61,7 +61,11 @@ func printVerified(w io.Writer, r *verify.Report) error {
 	if l := r.Log; l == nil {
 		ew.printf("log       none\n")
 	} else {
-		ew.printf("log       entries %d to %d in %s, %s\n", l.First, l.Head, term.Plural(l.Segments, "segment"), term.Bytes(l.Bytes))
+		held := fmt.Sprintf("entries %d to %d", l.First, l.Head)
+		if l.Entries == 0 {
+			held = fmt.Sprintf("no entries after %d", l.Head)
+		}
+		ew.printf("log       %s in %s, %s\n", held, term.Plural(l.Segments, "segment"), term.Bytes(l.Bytes))
 		if l.TornTail > 0 {
 			ew.printf("          %d bytes at the end were torn by a crash, never acknowledged, and will be cut off\n", l.TornTail)
 		}

@@ -87,8 +87,12 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 		return nil, err
 	}
 	p.stop.addClose("remove "+addrsName, func() error { return removeIfThere(path) })
+	dataset := "none yet"
+	if id := disk.log.Dataset(); !id.IsZero() {
+		dataset = id.String()
+	}
 	o.Logger.Info("node started", "name", o.Name, "role", o.Role, "writer", disk.node.writer(),
-		"dataset", disk.log.Dataset(), "applied", disk.store.State().Pos, "http", p.addrs.HTTP, "gossip", p.addrs.Gossip)
+		"dataset", dataset, "applied", disk.store.State().Pos.Seq, "http", p.addrs.HTTP, "gossip", p.addrs.Gossip)
 	return p, nil
 }
 
@@ -96,7 +100,10 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 // its addresses can use it. The others may have to wait for the fleet.
 func (p *Peer) settle(ctx context.Context, w *wiring) error {
 	if !w.disk.node.writer() {
-		if w.o.Role == gossip.Manager && w.disk.log.Dataset().IsZero() {
+		switch {
+		case len(w.o.Join) == 0:
+			w.o.Logger.Warn("this node joins nobody: it learns of new entries only if a member of the fleet joins it; give members with --join")
+		case w.o.Role == gossip.Manager && w.disk.log.Dataset().IsZero():
 			w.o.Logger.Info("this manager holds no dataset: it waits for a writer's, to follow it; to create a new dataset here instead, start it with --init",
 				"join", w.o.Join)
 		}

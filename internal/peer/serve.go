@@ -65,7 +65,11 @@ func listen(o *Options, stop *cleanup) (*listeners, error) {
 // listenUnix listens on a socket file, in place of one that a killed process
 // left behind.
 func listenUnix(path string) (net.Listener, error) {
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+	info, err := os.Lstat(path)
+	switch {
+	case err == nil && info.Mode().Type() != fs.ModeSocket:
+		return nil, errors.New("there is a file of that name that is not a socket: choose another path, or remove it")
+	case err == nil:
 		conn, err := net.Dial("unix", path)
 		if err == nil {
 			conn.Close()

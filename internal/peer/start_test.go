@@ -85,7 +85,7 @@ func TestStartUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	other.o.RESPUnix = file
-	wantError(t, other.startError(), "--resp-unix", file)
+	wantError(t, other.startError(), "--resp-unix", file, "not a socket")
 	if text, _ := os.ReadFile(file); string(text) != "precious" {
 		t.Errorf("the file holds %q", text)
 	}

@@ -141,7 +141,7 @@ func (s *show) publish(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("publish a snapshot: %w", err)
 	}
-	took := st.end("A snapshot of %s is published, infohash %s", term.Bytes(snap.Size), snap.InfoHash)
+	took := st.end("A snapshot of %s is published, infohash %s", term.Bytes(snap.Size), short(snap.InfoHash))
 	s.report.Snapshot = Snapshot{Snapshot: snap, Seconds: took.Seconds()}
 	return nil
 }
@@ -226,7 +226,7 @@ func origin(m client.Member) string {
 	if m.BytesFromManagers+m.BytesFromWorkers == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%s from the manager, %s from workers", term.Bytes(m.BytesFromManagers), term.Bytes(m.BytesFromWorkers))
+	return fmt.Sprintf("manager %s, workers %s", term.Bytes(m.BytesFromManagers), term.Bytes(m.BytesFromWorkers))
 }
 
 // serving waits until a node says of itself that it serves.

@@ -163,7 +163,7 @@ func (n *lineCount) Write(p []byte) (int, error) {
 
 // Print prints the table.
 func (r *Report) Print(w io.Writer) error {
-	t := term.Table{Header: []string{"NAME", "STATE", ">BUILT IN", ">FROM MANAGERS", ">FROM WORKERS", ">ENTRY", "HASH", "EXPORT (SHA-256)"}}
+	t := term.Table{Header: []string{"NAME", "STATE", ">BUILT IN", ">BY MANAGER", ">BY WORKERS", ">ENTRY", "HASH", "EXPORT"}}
 	for _, m := range r.Members {
 		built := "-"
 		if m.Seconds > 0 {
@@ -200,4 +200,4 @@ func (r *Report) Print(w io.Writer) error {
 }
 
 // short is the beginning of a hash, enough for the eye.
-func short(hash string) string { return hash[:min(16, len(hash))] }
+func short(hash string) string { return hash[:min(8, len(hash))] }

@@ -37,6 +37,9 @@ type job struct {
 // boardSteps is the resolution of a board's bars.
 const boardSteps = 1000
 
+// noteWidth is how much of a note fits beside a bar on 80 columns.
+const noteWidth = 36
+
 // NewBoard shows jobs of the given names on w.
 func NewBoard(ctx context.Context, w io.Writer, names []string) *Board {
 	b := &Board{out: w}
@@ -73,7 +76,8 @@ func (j *job) line(fraction float64, colours bool) string {
 	if took == 0 {
 		took = time.Since(j.begun)
 	}
-	return fmt.Sprintf(" %3.0f%%  %s  %5.1fs  %s", 100*fraction, state, took.Seconds(), j.note)
+	// Lines of one length leave bars of one length.
+	return fmt.Sprintf(" %3.0f%% %s %5.1fs  %-*s", 100*fraction, state, took.Seconds(), noteWidth, j.note)
 }
 
 // Set says how far job i is, in which state, and what else there is to say.
