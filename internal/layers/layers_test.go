@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -100,6 +102,73 @@ func TestLayers(t *testing.T) {
 			if !slices.Contains(may, base(imp)) {
 				t.Errorf("%s must not import %s", name, base(imp))
 			}
+		}
+	}
+}
+
+// TestTablesAreOfToday finds rows about what is no longer there, and holds
+// docs/architecture.md against the table above.
+func TestTablesAreOfToday(t *testing.T) {
+	here, imported := map[string]bool{}, map[string]bool{}
+	for _, p := range list(t) {
+		here[base(p.ImportPath)] = true
+		for _, imp := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			imported[imp] = true
+		}
+	}
+	for name, may := range allowed {
+		if !here[name] {
+			t.Errorf("there is no package %s", name)
+		}
+		for _, imp := range may {
+			if imp != "*" && !here[imp] {
+				t.Errorf("%s may import %s, which is no package", name, imp)
+			}
+		}
+	}
+	for prefix := range homes {
+		used := prefix == "github.com/bmatsuo/lmdb-go" // with a build tag only
+		for imp := range imported {
+			used = used || strings.HasPrefix(imp, prefix)
+		}
+		if !used {
+			t.Errorf("nobody imports %s", prefix)
+		}
+	}
+
+	text, err := os.ReadFile("../../docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	described := map[string]bool{}
+	quoted := regexp.MustCompile("`([^`]+)`")
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 5 || !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		var imports []string
+		for _, m := range quoted.FindAllStringSubmatch(cells[3], -1) {
+			imports = append(imports, m[1])
+		}
+		slices.Sort(imports)
+		for _, m := range quoted.FindAllStringSubmatch(cells[1], -1) {
+			name := m[1]
+			described[name] = true
+			may, known := allowed[name]
+			if sorted := slices.Sorted(slices.Values(may)); known && len(imports) > 0 && !slices.Equal(sorted, imports) {
+				t.Errorf("docs/architecture.md: %s may import %v, and here %v", name, imports, sorted)
+			}
+		}
+	}
+	for name := range described {
+		if _, ok := allowed[name]; !ok {
+			t.Errorf("docs/architecture.md describes %s, which is not in the table", name)
+		}
+	}
+	for name := range allowed {
+		if !described[name] && name != "internal/layers" {
+			t.Errorf("docs/architecture.md does not describe %s", name)
 		}
 	}
 }
