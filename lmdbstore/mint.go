@@ -96,11 +96,17 @@ func (g *generation) pin(interrupt func()) (*pinned, error) {
 		g.env.end(t)
 		return nil, err
 	}
+	m, err := mapFile(f, size)
+	f.Close() // only read from
+	if err != nil {
+		g.env.end(t)
+		return nil, err
+	}
 	release := func() {
-		f.Close() // only read from
+		m.close()
 		g.env.end(t)
 	}
-	file, err := mdbfile.OpenTxn(f, size, uint64(t.txn.ID()))
+	file, err := mdbfile.OpenTxn(m, size, uint64(t.txn.ID()))
 	if err != nil {
 		release()
 		return nil, err
