@@ -4,6 +4,7 @@
 package verify
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -92,8 +93,9 @@ type Snapshot struct {
 	Sound    bool   `json:"sound"`
 }
 
-// identity is the part of node.json that matters here.
+// identity is node.json.
 type identity struct {
+	Format  int
 	Role    gossip.Role
 	Name    string
 	Writer  bool
@@ -133,7 +135,12 @@ func Dir(ctx context.Context, dir string, step func(what string)) (*Report, erro
 	}
 	defer unlock()
 	if err == nil {
-		err = json.Unmarshal(text, &c.id)
+		// A node refuses to start on fields that it does not know.
+		d := json.NewDecoder(bytes.NewReader(text))
+		d.DisallowUnknownFields()
+		if err = d.Decode(&c.id); err == nil && d.More() {
+			err = errors.New("there is something after the object")
+		}
 	}
 	if err != nil {
 		c.find("node", "node.json", err)
