@@ -330,6 +330,11 @@ func (r *Replica) left(u Upstream, err error, progress bool) (outcome, bool) {
 	if errors.Is(err, errBetter) {
 		r.log.Debug("changing over", "from", u.Name, "reason", err)
 		r.metrics.failures.WithLabelValues("better").Inc()
+		if !progress && r.c.Log.Head().Seq < r.Status().Head.Seq {
+			// It had nothing for us. Unless that counts, going back and forth between
+			// such ones and those that do not answer never ends in a rebuild.
+			r.ups.of(u.Name).fail(time.Now(), upstreamBase, upstreamMax)
+		}
 		return outcome{}, false
 	}
 	m := r.ups.of(u.Name)

@@ -322,6 +322,17 @@ func TestScenarios(t *testing.T) {
 			w.change(func() { m.unreachable = false })
 			s.serving(2000, time.Minute)
 		}},
+		{"trimmed, and among the others one is level and none answers", func(t *testing.T, w *world) {
+			w.holding(h, 0, 1500)
+			w.addWriter("m", h[:2000], 1600).offers = []int{2000}
+			w.add("w0", h[:1500], 1)
+			w.add("w1", h[:1400], 1)
+			for _, name := range []string{"w2", "w3"} {
+				w.add(name, h[:1800], 1).unreachable = true
+			}
+			s := w.boot()
+			s.serving(2000, 2*time.Minute)
+		}},
 		{"fetch fails twice then works", func(t *testing.T, w *world) {
 			w.addWriter("m", h[:2000], 500).offers = []int{1500}
 			w.fetchErr = func(o Offer, n int) error {
