@@ -88,7 +88,7 @@ func acknowledged(s jsonl.Summary) string {
 	if s.Operations == 0 {
 		return "nothing was acknowledged"
 	}
-	return fmt.Sprintf("%s through line %d were acknowledged and stay (entry %d)", term.Plural(s.Operations, "pair"), s.Line, s.Seq)
+	return fmt.Sprintf("acknowledged, and kept: %s through line %d (entry %d)", term.Plural(s.Operations, "pair"), s.Line, s.Seq)
 }
 
 // inDoubt warns of the batch whose answer never came, if that is how an import
