@@ -52,7 +52,8 @@
 // that a following read sees it. Half a body is 400 and writes nothing.
 //
 // A client that neither sends nor takes anything for 30 s is cut off, so that
-// none holds a read transaction: a scan has to be read at 2 KiB/s at least.
+// none holds a read transaction: a scan has to be read at 2 KiB/s at least, and
+// is cut off after 15 minutes, because its state keeps the file from reusing pages.
 //
 // # RESP
 //

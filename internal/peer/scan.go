@@ -3,19 +3,29 @@ package peer
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
-// maxScans bounds how many scans hold a read transaction at once.
-const maxScans = 64
+const (
+	// maxScans bounds how many scans hold a read transaction at once.
+	maxScans = 64
+	// scanLimit bounds for how long: what is overwritten meanwhile cannot be
+	// reused, so the file grows.
+	scanLimit = 15 * time.Minute
+)
+
+var errScanLimit = errors.New("the scan took longer than " + scanLimit.String() +
+	", for which one state can be kept: scan in parts (prefix, start, end), or read faster")
 
 // textPair and base64Pair are the two forms of a line; []byte becomes base64.
 type (
@@ -30,7 +40,8 @@ type (
 )
 
 // getScan streams pairs from one read transaction. It gives a slow client
-// stallTimeout for each writeChunk, so that none holds the transaction for long.
+// stallTimeout for each writeChunk and scanLimit for the whole, so that none
+// holds the transaction for long.
 func (a *api) getScan(w http.ResponseWriter, r *http.Request) {
 	rng, inBase64, err := scanParams(r.URL.RawQuery)
 	if err != nil {
@@ -43,6 +54,8 @@ func (a *api) getScan(w http.ResponseWriter, r *http.Request) {
 	case <-r.Context().Done():
 		return
 	}
+	ctx, cancel := context.WithTimeoutCause(r.Context(), scanLimit, errScanLimit)
+	defer cancel()
 	out := &lineWriter{w: w, base64: inBase64}
 	out.buf = bufio.NewWriterSize(out, writeChunk)
 	out.json = json.NewEncoder(out.buf)
@@ -54,8 +67,8 @@ func (a *api) getScan(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set(posHeader, state.Pos.String())
 		return tx.Scan(rng, func(key, value []byte) error {
-			if err := r.Context().Err(); err != nil {
-				return err
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
 			}
 			return out.pair(key, value)
 		})
