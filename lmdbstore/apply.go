@@ -6,8 +6,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/qs-peer/qs-peer/internal/durable"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -174,8 +173,7 @@ func (e *env) explain(err error) error {
 	errno := sysErrno(err)
 	full := errors.Is(errno, syscall.ENOSPC) || errors.Is(errno, syscall.EDQUOT)
 	// LMDB calls a write that was cut short EIO; callers wait for room on ENOSPC.
-	var fs unix.Statfs_t
-	if errors.Is(errno, syscall.EIO) && unix.Statfs(e.dir, &fs) == nil && fs.Bavail*uint64(fs.Bsize) < maxTxnBytes {
+	if errors.Is(errno, syscall.EIO) && durable.FreeSpace(e.dir) < maxTxnBytes {
 		full, errno = true, syscall.ENOSPC
 	}
 	switch {

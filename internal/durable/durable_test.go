@@ -3,6 +3,7 @@ package durable_test
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -150,5 +151,14 @@ func wantNames(t *testing.T, dir string, want ...string) {
 		if e.Name() != want[i] {
 			t.Fatalf("%s holds %v, want %v", dir, entries, want)
 		}
+	}
+}
+
+func TestFreeSpace(t *testing.T) {
+	if free := durable.FreeSpace(t.TempDir()); free <= 0 {
+		t.Errorf("%d bytes are free where this test has just made a directory", free)
+	}
+	if free := durable.FreeSpace("/does/not/exist"); free != math.MaxInt64 {
+		t.Errorf("%d bytes are free where nothing is known", free)
 	}
 }
