@@ -48,7 +48,7 @@ e2e: setup-test build
 e2e-full: setup-test build
 	QS_E2E=full QS_PEER=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 60m ./internal/e2e
 
-# The figures of docs/bench.md, in `go test -bench` format: about ten minutes.
+# The figures of docs/bench.md, in `go test -bench` format: about five minutes.
 # First what spans packages, with real processes, then single packages.
 BENCH = $(GO) test -run '^$$' -timeout 30m
 bench: setup-test build
