@@ -23,6 +23,7 @@
 package chunker
 
 import (
+	"crypto/sha1"
 	"encoding/hex"
 	"fmt"
 	"math/bits"
@@ -111,6 +112,11 @@ func (t *Torrent) PieceSize(i int) int64 {
 
 // PieceHash returns the SHA-1 of piece i.
 func (t *Torrent) PieceHash(i int) [20]byte { return [20]byte(t.hashes[i*hashSize:]) }
+
+// VerifyPiece reports whether data is piece i, whole.
+func (t *Torrent) VerifyPiece(i int, data []byte) bool {
+	return int64(len(data)) == t.PieceSize(i) && sha1.Sum(data) == t.PieceHash(i)
+}
 
 // InfoHash returns the SHA-1 of InfoBytes.
 func (t *Torrent) InfoHash() InfoHash { return t.infoHash }

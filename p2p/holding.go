@@ -237,7 +237,8 @@ func (s *Swarm) usefulRead(e torrent.ReceivedUsefulDataEvent) {
 	}
 }
 
-// pieceChecked is called by the store, without the client's lock.
+// The store calls the following without the client's lock.
+
 func (h *holding) pieceChecked(piece int, good bool) {
 	s := h.swarm
 	s.mu.Lock()
@@ -251,16 +252,46 @@ func (h *holding) pieceChecked(piece int, good bool) {
 			s.blame(id, len(contributors) == 1)
 			continue
 		}
-		role := s.role(id)
-		h.received[role] += n
-		s.received[role] += n
-		s.metrics.received(role, n)
-		if sh := s.shunned[id]; sh != nil {
-			sh.praise()
-		}
+		s.thank(h, id, n)
 	}
 	if !good {
 		s.wakeKeeper()
+	}
+}
+
+func (h *holding) pieceArrived(piece int, from torrent.PeerID, good, missing bool) {
+	s := h.swarm
+	size := h.torrent.PieceSize(piece)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.metrics.pieces.WithLabelValues(verdict(good)).Inc()
+	if !good {
+		s.waste(h, size)
+		s.blame(from, true)
+		s.wakeKeeper()
+		return
+	}
+	for _, n := range h.contributors[piece] {
+		s.waste(h, n)
+	}
+	delete(h.contributors, piece)
+	if !missing {
+		s.waste(h, size)
+		return
+	}
+	s.thank(h, from, size)
+	h.lastData = time.Now()
+	h.stalls = 0
+}
+
+// thank counts payload of a good piece. s.mu is held.
+func (s *Swarm) thank(h *holding, from torrent.PeerID, n int64) {
+	role := s.role(from)
+	h.received[role] += n
+	s.received[role] += n
+	s.metrics.received(role, n)
+	if sh := s.shunned[from]; sh != nil {
+		sh.praise()
 	}
 }
 

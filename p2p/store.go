@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 
+	"github.com/anacrolix/torrent"
 	"github.com/anacrolix/torrent/metainfo"
 	"github.com/anacrolix/torrent/storage"
 
@@ -16,14 +18,19 @@ import (
 	"github.com/qs-peer/qs-peer/internal/durable"
 )
 
-// store is the torrent client's view of one file: reads and writes through one
-// descriptor, so that the file may be renamed, and which pieces are good, in
-// memory. It is not mapped: a file that somebody cuts short must not crash the
-// process.
+// store is one torrent's file: reads and writes through one descriptor, so that
+// the file may be renamed, and which pieces are good, in memory. It is not
+// mapped: a file that somebody cuts short must not crash the process.
+//
+// Pieces come in two ways at once: block by block from the torrent client, which
+// sees the store as its storage, and whole, by put. Whatever the way, a piece
+// becomes good here and nowhere else, once its hash was right, and what is good
+// is not written again.
 type store struct {
 	torrent *chunker.Torrent
 	file    durable.File
 	watcher storeWatcher
+	writing []sync.Mutex // by piece: held while its bytes are written or hashed
 
 	complete chan struct{} // closed once every piece is good
 
@@ -33,11 +40,15 @@ type store struct {
 	ended bool  // complete is closed
 }
 
-// storeWatcher hears what happens to a store. It is not called with a lock of
-// the store's held.
+// storeWatcher hears what happens to a store: of a good piece before it counts
+// as such. It may ask the store what is good, but not write to it.
 type storeWatcher interface {
-	// pieceChecked: a received piece was hashed.
+	// pieceChecked: all blocks of a piece came from the client's peers, and it
+	// was hashed.
 	pieceChecked(piece int, good bool)
+	// pieceArrived: a piece came whole. If it is good, blocks of it that the
+	// client received are of no use, nor is the piece itself unless it was missing.
+	pieceArrived(piece int, from torrent.PeerID, good, missing bool)
 	// storeFailed: what was received can not be written or read back.
 	storeFailed(error)
 	// storeDamaged: pieces that were good can not be read any more.
@@ -45,7 +56,10 @@ type storeWatcher interface {
 }
 
 func newStore(t *chunker.Torrent, f durable.File, good []bool, w storeWatcher) *store {
-	s := &store{torrent: t, file: f, good: good, watcher: w, complete: make(chan struct{})}
+	s := &store{
+		torrent: t, file: f, watcher: w, writing: make([]sync.Mutex, t.Pieces()),
+		complete: make(chan struct{}), good: good,
+	}
 	for i, ok := range good {
 		if ok {
 			s.done += t.PieceSize(i)
@@ -177,7 +191,14 @@ func (s *store) bad() []int {
 	return bad
 }
 
+// WriteAt takes a block. One that comes too late is dropped: the client's peers
+// must not overwrite what is good.
 func (p storePiece) WriteAt(b []byte, off int64) (int, error) {
+	p.writing[p.i].Lock()
+	defer p.writing[p.i].Unlock()
+	if p.isGood(p.i) {
+		return len(b), nil
+	}
 	n, err := p.file.WriteAt(b, p.offset()+off)
 	if err != nil {
 		p.watcher.storeFailed(err)
@@ -185,15 +206,44 @@ func (p storePiece) WriteAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
-func (p storePiece) MarkComplete() error {
-	p.mark(p.i, true)
-	return nil
+// put takes a whole piece, which came another way than through the client. What
+// is not the piece is not written. The caller tells the client of a good one
+// (Piece.UpdateCompletion), which then offers it.
+func (s *store) put(i int, data []byte, from torrent.PeerID) (good bool, err error) {
+	if !s.torrent.VerifyPiece(i, data) {
+		s.watcher.pieceArrived(i, from, false, !s.isGood(i))
+		return false, nil
+	}
+	s.writing[i].Lock()
+	defer s.writing[i].Unlock()
+	missing := !s.isGood(i)
+	if missing {
+		if _, err := s.file.WriteAt(data, int64(i)*s.torrent.PieceLength()); err != nil {
+			err = fmt.Errorf("write piece %d: %w", i, err)
+			s.watcher.storeFailed(err)
+			return true, err
+		}
+	}
+	s.watcher.pieceArrived(i, from, true, missing)
+	s.mark(i, true)
+	return true, nil
 }
 
-func (p storePiece) MarkNotComplete() error {
-	p.mark(p.i, false)
-	return nil
+// readPiece reads a good piece into buf, which is grown if need be. It returns
+// false if the piece is not good, or can not be read any more.
+func (s *store) readPiece(i int, buf []byte) ([]byte, bool) {
+	if !s.isGood(i) {
+		return nil, false
+	}
+	buf = slices.Grow(buf[:0], int(s.torrent.PieceSize(i)))[:s.torrent.PieceSize(i)]
+	n, _ := storePiece{s, i}.ReadAt(buf, 0)
+	return buf, n == len(buf)
 }
+
+// MarkComplete and MarkNotComplete tell the client's opinion: SelfHash formed
+// it, and a piece may have come another way since.
+func (p storePiece) MarkComplete() error    { return nil }
+func (p storePiece) MarkNotComplete() error { return nil }
 
 func (p storePiece) Completion() storage.Completion {
 	return storage.Completion{Ok: true, Complete: p.isGood(p.i)}
@@ -203,6 +253,11 @@ var hashBuffers = sync.Pool{New: func() any { return new([blockSize]byte) }}
 
 // SelfHash hashes a piece whose blocks have all been written.
 func (p storePiece) SelfHash() (metainfo.Hash, error) {
+	p.writing[p.i].Lock()
+	defer p.writing[p.i].Unlock()
+	if p.isGood(p.i) { // put was faster
+		return p.torrent.PieceHash(p.i), nil
+	}
 	buf := hashBuffers.Get().(*[blockSize]byte)
 	defer hashBuffers.Put(buf)
 	sum := sha1.New()
@@ -217,7 +272,9 @@ func (p storePiece) SelfHash() (metainfo.Hash, error) {
 		return metainfo.Hash{}, err
 	}
 	hash := metainfo.Hash(sum.Sum(nil))
-	p.watcher.pieceChecked(p.i, [20]byte(hash) == p.torrent.PieceHash(p.i))
+	good := [20]byte(hash) == p.torrent.PieceHash(p.i)
+	p.watcher.pieceChecked(p.i, good)
+	p.mark(p.i, good)
 	return hash, nil
 }
 
