@@ -35,14 +35,19 @@ var errTimeout = errors.New("the peer took too long")
 // Client is the client side of the peer protocol. Its methods may be called
 // concurrently.
 type Client struct {
-	http      *http.Client
-	transport *http.Transport
-	log       *slog.Logger
-	metrics   clientMetrics
+	name    string
+	http    *http.Client
+	pieces  *http.Client // connections of their own: a piece may hold one for long
+	sources sources
+	log     *slog.Logger
+	metrics clientMetrics
 }
 
-// ClientOptions configure a Client. The zero value is ready to use.
+// ClientOptions configure a Client. The zero value is ready to use, but for
+// Piece, which needs a Name.
 type ClientOptions struct {
+	// Name is this node's name, by which a source tells who asks for a piece.
+	Name string
 	// Dial connects to other peers. Default: TCP.
 	Dial       DialFunc
 	Logger     *slog.Logger
@@ -60,35 +65,39 @@ func NewClient(o ClientOptions) *Client {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	t := &http.Transport{
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errTimeout)
-			defer cancel()
-			return o.Dial(ctx, addr)
-		},
-		DisableCompression:     true,
-		ResponseHeaderTimeout:  headerTimeout,
-		MaxResponseHeaderBytes: maxHeader,
-		MaxIdleConnsPerHost:    2,
-		MaxIdleConns:           64,
-		IdleConnTimeout:        30 * time.Second,
-		ReadBufferSize:         64 << 10,
-	}
-	return &Client{
-		http: &http.Client{
-			Transport: t,
-			CheckRedirect: func(*http.Request, []*http.Request) error {
-				return fmt.Errorf("%w: the peer redirects", ErrProtocol)
+	transport := func() *http.Transport {
+		return &http.Transport{
+			DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errTimeout)
+				defer cancel()
+				return o.Dial(ctx, addr)
 			},
-		},
-		transport: t,
-		log:       o.Logger,
-		metrics:   newClientMetrics(o.Registerer),
+			DisableCompression:     true,
+			MaxResponseHeaderBytes: maxHeader,
+			MaxIdleConns:           64,
+			IdleConnTimeout:        30 * time.Second,
+			ReadBufferSize:         64 << 10,
+		}
+	}
+	small, pieces := transport(), transport()
+	small.ResponseHeaderTimeout = headerTimeout
+	small.MaxIdleConnsPerHost = 2
+	pieces.MaxConnsPerHost, pieces.MaxIdleConnsPerHost = pieceConns, pieceConns
+	return &Client{
+		name:    o.Name,
+		http:    &http.Client{Transport: small, CheckRedirect: refuseRedirect},
+		pieces:  &http.Client{Transport: pieces, CheckRedirect: refuseRedirect},
+		log:     o.Logger,
+		metrics: newClientMetrics(o.Registerer),
 	}
 }
 
+func refuseRedirect(*http.Request, []*http.Request) error {
+	return fmt.Errorf("%w: the peer redirects", ErrProtocol)
+}
+
 // get sends a request. The caller closes the body.
-func (c *Client) get(ctx context.Context, addr, path string, query url.Values, dataset txlog.DatasetID) (*http.Response, error) {
+func (c *Client) get(ctx context.Context, via *http.Client, addr, path string, query url.Values, dataset txlog.DatasetID) (*http.Response, error) {
 	u := url.URL{Scheme: "http", Host: addr, Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
@@ -98,7 +107,10 @@ func (c *Client) get(ctx context.Context, addr, path string, query url.Values, d
 	if !dataset.IsZero() {
 		req.Header.Set(datasetHeader, dataset.String())
 	}
-	resp, err := c.http.Do(req)
+	if c.name != "" {
+		req.Header.Set(nodeHeader, c.name)
+	}
+	resp, err := via.Do(req)
 	if err != nil {
 		var wrapped *url.Error // it repeats the URL
 		if errors.As(err, &wrapped) {
@@ -139,9 +151,10 @@ func isNetwork(err error) bool {
 func isAnswer(err error) bool {
 	var trimmed *txlog.TrimmedError
 	var diverged *txlog.DivergedError
-	var unavailable *errUnavailable
+	var leased *LeasedError
+	var busy *BusyError
 	return errors.Is(err, ErrProtocol) || errors.Is(err, ErrNotHeld) || errors.Is(err, ErrOtherDataset) ||
-		errors.As(err, &trimmed) || errors.As(err, &diverged) || errors.As(err, &unavailable)
+		errors.As(err, &trimmed) || errors.As(err, &diverged) || errors.As(err, &leased) || errors.As(err, &busy)
 }
 
 // Stream asks the peer at addr for the entries after pos, forever. A zero
@@ -159,7 +172,7 @@ func (c *Client) Stream(ctx context.Context, addr string, dataset txlog.DatasetI
 func (c *Client) stream(ctx context.Context, addr string, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	opening := time.AfterFunc(openTimeout, func() { cancel(errTimeout) })
-	resp, err := c.get(ctx, addr, logPath, url.Values{"after": {after.String()}}, dataset)
+	resp, err := c.get(ctx, c.http, addr, logPath, url.Values{"after": {after.String()}}, dataset)
 	if err != nil {
 		opening.Stop()
 		cancel(err)
@@ -223,7 +236,7 @@ func (c *Client) torrent(ctx context.Context, addr string, h chunker.InfoHash) (
 func (c *Client) file(ctx context.Context, addr, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, fileTimeout, errTimeout)
 	defer cancel()
-	resp, err := c.get(ctx, addr, path, nil, txlog.DatasetID{})
+	resp, err := c.get(ctx, c.http, addr, path, nil, txlog.DatasetID{})
 	if err != nil {
 		return nil, err
 	}
@@ -236,12 +249,16 @@ func (c *Client) file(ctx context.Context, addr, path string, limit int64) ([]by
 }
 
 // Close ends idle connections. Streams end with their context.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	c.pieces.CloseIdleConnections()
+}
 
 type clientMetrics struct {
 	active                    prometheus.Gauge
 	failed, broken            prometheus.Counter
 	entries, bytes, wireBytes prometheus.Counter
+	pieces                    *prometheus.CounterVec // by result
 }
 
 func newClientMetrics(reg prometheus.Registerer) clientMetrics {
@@ -256,5 +273,6 @@ func newClientMetrics(reg prometheus.Registerer) clientMetrics {
 		entries:   counter("qs_p2p_stream_received_entries_total", "Entries received from peers and verified."),
 		bytes:     counter("qs_p2p_stream_received_bytes_total", "Bytes of entries received from peers, after decompression."),
 		wireBytes: counter("qs_p2p_stream_received_wire_bytes_total", "Bytes of log streams received from peers, before decompression."),
+		pieces:    newPieceCounter(reg, "qs_p2p_pieces_asked_total", "Requests for a piece to sources, by how they ended."),
 	}
 }

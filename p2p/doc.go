@@ -30,6 +30,8 @@
 //	GET /p2p/v1/log?after=SEQ/HASH     a stream that never ends: zstd of frames (below)
 //	GET /p2p/v1/snapshot/INFOHASH/manifest
 //	GET /p2p/v1/snapshot/INFOHASH/torrent
+//	GET /p2p/v1/snapshot/INFOHASH/have          which pieces the peer holds
+//	GET /p2p/v1/snapshot/INFOHASH/piece/INDEX   one of them
 //
 // The log stream is a sequence of messages, each a type byte and its body:
 //
@@ -42,7 +44,28 @@
 // becomes a *txlog.TrimmedError again; a diverged one 409 and a
 // *txlog.DivergedError; another dataset 421 and ErrOtherDataset; a snapshot that
 // is not held 404 and ErrNotHeld; a malformed request 400 and ErrProtocol; a
-// peer without a dataset, or with too many streams, 503 with Retry-After.
+// peer without a dataset, or with too many streams or requests, 503 with
+// Retry-After and a *BusyError.
+//
+// # First copies
+//
+// A piece is asked for by name (Qs-Node: the asker's, at most 128 bytes) and
+// comes as it is in the file: 200 with its exact Content-Length, uncompressed.
+// INDEX is decimal, from 0, without sign or leading zeros. Each piece is handed
+// to one node of a colo at a time, by the colo that gossip knows of the asker,
+// not what the request says: another gets 409 with {"holder": NAME,
+// "retry_ms": N}, a *LeasedError. A piece that is not there, not good or can
+// not be read is 404. The pieces that are there come as a bitmap of
+// ceil(pieces/8) bytes, the first piece in the highest bit of the first byte,
+// spare bits zero (as BEP 3 has it).
+//
+// A source sends an asker one piece at a time: its further requests wait, so
+// that the first piece can be passed on soon. An asker keeps at most 16
+// connections to a source, and gives it up when no byte came for 10 s on any of
+// them; a piece has no other limit of time, so that one of 8 MiB may take a
+// minute at 1 Mbit/s. The asker verifies each piece by its hash.
+//
+// # What both sides hold each other to
 //
 // The receiver trusts nothing. It accepts a zstd window of 256 KiB at most and
 // entries of txlog.MaxEntry; memory grows with what arrives, not with what is

@@ -43,23 +43,18 @@ type refusal struct {
 	Seq   uint64 `json:"seq,omitempty"`
 	Have  string `json:"have,omitempty"`
 	Want  string `json:"want,omitempty"`
-}
 
-// errUnavailable means that the peer cannot serve that now: it has no dataset
-// yet, or too many streams.
-type errUnavailable struct {
-	reason string
-	after  time.Duration
+	Holder string `json:"holder,omitempty"`
+	Retry  int64  `json:"retry_ms,omitempty"`
 }
-
-func (e *errUnavailable) Error() string { return e.reason }
 
 // refuse answers with err, in the form that accept turns back into it.
 func refuse(w http.ResponseWriter, err error) {
 	status, body := http.StatusInternalServerError, refusal{Error: err.Error()}
 	var trimmed *txlog.TrimmedError
 	var diverged *txlog.DivergedError
-	var unavailable *errUnavailable
+	var leased *LeasedError
+	var busy *BusyError
 	switch {
 	case errors.As(err, &trimmed):
 		status = http.StatusGone
@@ -73,9 +68,13 @@ func refuse(w http.ResponseWriter, err error) {
 		status = http.StatusNotFound
 	case errors.Is(err, ErrProtocol):
 		status = http.StatusBadRequest
-	case errors.As(err, &unavailable):
+	case errors.As(err, &leased):
+		status = http.StatusConflict
+		body.Holder, body.Retry = leased.Holder, leased.Retry.Milliseconds()
+	case errors.As(err, &busy):
 		status = http.StatusServiceUnavailable
-		w.Header().Set("Retry-After", strconv.Itoa(int(unavailable.after/time.Second)))
+		body.Retry = busy.Retry.Milliseconds()
+		w.Header().Set("Retry-After", strconv.Itoa(int((busy.Retry+time.Second-1)/time.Second)))
 	case errors.Is(err, txlog.ErrClosed):
 		status = http.StatusServiceUnavailable
 	}
@@ -106,10 +105,18 @@ func accept(resp *http.Response) error {
 	if err := json.Unmarshal(b, &body); err != nil {
 		return fmt.Errorf("%w: answer %s with an unreadable body: %w", ErrProtocol, resp.Status, err)
 	}
+	// Peers that mean well do not say more.
+	retry := min(max(time.Duration(body.Retry), 0), maxRetry/time.Millisecond) * time.Millisecond
 	switch resp.StatusCode {
 	case http.StatusGone:
 		return &txlog.TrimmedError{Asked: body.Asked, First: body.First}
 	case http.StatusConflict:
+		if body.Holder != "" {
+			if err := checkNode(body.Holder); err != nil {
+				return err
+			}
+			return &LeasedError{Holder: body.Holder, Retry: retry}
+		}
 		have, err1 := txlog.ParseHash(body.Have)
 		want, err2 := txlog.ParseHash(body.Want)
 		if err := errors.Join(err1, err2); err != nil {
@@ -123,7 +130,7 @@ func accept(resp *http.Response) error {
 	case http.StatusBadRequest:
 		return fmt.Errorf("%w: the peer refused the request: %s", ErrProtocol, strings.TrimPrefix(body.Error, ErrProtocol.Error()+": "))
 	default:
-		return &errUnavailable{reason: fmt.Sprintf("the peer answered %s: %s", resp.Status, body.Error)}
+		return &BusyError{Reason: fmt.Sprintf("the peer answered %s: %s", resp.Status, body.Error), Retry: retry}
 	}
 }
 

@@ -108,7 +108,7 @@ func (s *server) log(w http.ResponseWriter, r *http.Request) {
 		defer func() { <-s.slots }()
 	default:
 		s.metrics.refused.Inc()
-		refuse(w, &errUnavailable{fmt.Sprintf("%d log streams are open already: ask another peer or try again later", cap(s.slots)), retryAfter})
+		refuse(w, &BusyError{fmt.Sprintf("%d log streams are open already: ask another peer or try again later", cap(s.slots)), retryAfter})
 		return
 	}
 	s.metrics.active.Inc()
@@ -127,7 +127,7 @@ func (s *server) open(r *http.Request) (*txlog.Reader, error) {
 	}
 	have := s.o.Log.Dataset()
 	if have.IsZero() {
-		return nil, &errUnavailable{"this peer holds no dataset yet", retryAfter}
+		return nil, &BusyError{"this peer holds no dataset yet", retryAfter}
 	}
 	if text := r.Header.Get(datasetHeader); text != "" {
 		want, err := txlog.ParseDatasetID(text)
