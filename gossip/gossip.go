@@ -73,9 +73,20 @@ type Facts struct {
 	LogFirst    uint64 // the first seq that the node can stream
 	Snapshots   []Announcement
 
-	Progress          float64 // of the bootstrap, 0 to 1
-	BytesFromManagers int64   // snapshot payload received since start
-	BytesFromWorkers  int64
+	Progress   float64  // of the bootstrap, 0 to 1
+	Fetching   [20]byte // infohash of the snapshot being fetched; zero: none
+	FetchTotal int64    // its bytes
+	FetchRate  int64    // bytes per second, over the last few
+
+	// Snapshot payload received since the start, by who sent it: managers, workers
+	// of the node's own colo, workers of other colos.
+	FromManagers, FromOwnColo, FromOtherColos Payload
+}
+
+// Payload counts what was received in verified pieces of snapshots.
+type Payload struct {
+	Bytes  int64
+	Pieces uint32
 }
 
 // Liveness is what memberlist believes of a node.

@@ -58,6 +58,8 @@ const (
 	maxVersion = 64
 	maxState   = 32
 	maxAddr    = 128
+	// The gossip address is an IP address and a port.
+	maxGossipAddr = 64
 )
 
 // The encoding, little-endian, integers of fixed size, strings with a length
@@ -74,7 +76,8 @@ const (
 //	head: seq u64, hash 32 bytes, time i64
 //	first seq of the log u64
 //	progress f64, from 0 to 1
-//	bytes from managers i64, bytes from workers i64
+//	fetching: infohash 20 bytes, total bytes i64, bytes per second i64
+//	received from managers, from the own colo, from other colos: bytes i64, pieces u32
 //	number of announcements u8, each: seq u64, hash 32 bytes, infohash 20 bytes, size i64
 //
 // Times are nanoseconds since 1970, 0 for none. Nothing follows: one record has
@@ -100,7 +103,7 @@ func (r *record) texts() [8]textField {
 	f := &r.facts
 	return [8]textField{
 		{"name", &r.name, maxName},
-		{"gossip address", &r.addr, maxAddr},
+		{"gossip address", &r.addr, maxGossipAddr},
 		{"role", (*string)(&f.Role), maxRole},
 		{"colo", &f.Colo, maxColo},
 		{"version", &f.Version, maxVersion},
@@ -108,6 +111,11 @@ func (r *record) texts() [8]textField {
 		{"peer address", &f.PeerAddr, maxAddr},
 		{"HTTP address", &f.HTTPAddr, maxAddr},
 	}
+}
+
+// received lists the payload by source in the order of the encoding.
+func (f *Facts) received() [3]*Payload {
+	return [3]*Payload{&f.FromManagers, &f.FromOwnColo, &f.FromOtherColos}
 }
 
 // encode sets r.raw, or says which limit r passes.
@@ -149,8 +157,13 @@ func (r *record) encode() error {
 	b = appendTime(b, f.HeadTime)
 	b = binary.LittleEndian.AppendUint64(b, f.LogFirst)
 	b = binary.LittleEndian.AppendUint64(b, math.Float64bits(clampProgress(f.Progress)))
-	b = binary.LittleEndian.AppendUint64(b, uint64(max(f.BytesFromManagers, 0)))
-	b = binary.LittleEndian.AppendUint64(b, uint64(max(f.BytesFromWorkers, 0)))
+	b = append(b, f.Fetching[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(max(f.FetchTotal, 0)))
+	b = binary.LittleEndian.AppendUint64(b, uint64(max(f.FetchRate, 0)))
+	for _, p := range f.received() {
+		b = binary.LittleEndian.AppendUint64(b, uint64(max(p.Bytes, 0)))
+		b = binary.LittleEndian.AppendUint32(b, p.Pieces)
+	}
 	b = append(b, byte(len(f.Snapshots)))
 	for _, a := range f.Snapshots {
 		b = appendPos(b, a.Pos)
@@ -200,8 +213,13 @@ func decodeRecord(b []byte) (record, error) {
 	f.HeadTime = d.time()
 	f.LogFirst = d.u64()
 	f.Progress = math.Float64frombits(d.u64())
-	f.BytesFromManagers = d.size()
-	f.BytesFromWorkers = d.size()
+	copy(f.Fetching[:], d.take(len(f.Fetching)))
+	f.FetchTotal = d.size()
+	f.FetchRate = d.size()
+	for _, p := range f.received() {
+		p.Bytes = d.size()
+		p.Pieces = binary.LittleEndian.Uint32(d.take(4))
+	}
 	if n := int(d.take(1)[0]); n > MaxSnapshots {
 		d.fail("%d announcements; at most %d are allowed", n, MaxSnapshots)
 	} else if n > 0 {

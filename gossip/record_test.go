@@ -20,7 +20,7 @@ func fullRecord(name string) record {
 	long := func(n int) string { return strings.Repeat("x", n) }
 	pos := func(n uint64) txlog.Pos { return txlog.Pos{Seq: n, Hash: txlog.Hash{byte(n)}} }
 	r := record{
-		key:     key{name: name + long(maxName-len(name)), addr: long(maxAddr)},
+		key:     key{name: name + long(maxName-len(name)), addr: long(maxGossipAddr)},
 		version: version{incarnation: maxIncarnation, counter: math.MaxUint64},
 		leaving: true,
 		facts: Facts{
@@ -28,7 +28,8 @@ func fullRecord(name string) record {
 			SwarmAddr: long(maxAddr), PeerAddr: long(maxAddr), HTTPAddr: long(maxAddr),
 			Dataset: txlog.DatasetID{1, 2, 3}, State: long(maxState),
 			Applied: pos(8), AppliedTime: time.Unix(1, 2), Head: pos(9), HeadTime: time.Unix(3, 4),
-			LogFirst: math.MaxUint64, Progress: 0.5, BytesFromManagers: math.MaxInt64, BytesFromWorkers: 1,
+			LogFirst: math.MaxUint64, Progress: 0.5, Fetching: [20]byte{1, 19: 2}, FetchTotal: math.MaxInt64, FetchRate: 1 << 40,
+			FromManagers: Payload{math.MaxInt64, math.MaxUint32}, FromOwnColo: Payload{1, 2}, FromOtherColos: Payload{3, 4},
 			Snapshots: []Announcement{{Pos: pos(7), InfoHash: [20]byte{1}, Size: 1}, {Pos: pos(6)}, {Pos: pos(5), Size: math.MaxInt64}},
 		},
 	}
@@ -91,7 +92,8 @@ func TestRecordRefused(t *testing.T) {
 		return c
 	}
 	const flagsAt, nameAt = 17, 18
-	progressAt := len(raw) - 1 - 16 - 8
+	const payload, fetch = 3 * (8 + 4), 20 + 8 + 8
+	progressAt := len(raw) - 1 - payload - fetch - 8
 	for name, b := range map[string][]byte{
 		"empty":                 {},
 		"version 0":             edit(0, 0),
@@ -102,7 +104,9 @@ func TestRecordRefused(t *testing.T) {
 		"name not UTF-8":        edit(nameAt+1, 0xff),
 		"progress NaN":          edit(progressAt, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f),
 		"progress 2":            edit(progressAt, 0, 0, 0, 0, 0, 0, 0, 0x40),
-		"negative bytes":        edit(len(raw)-2, 0x80),
+		"negative bytes":        edit(len(raw)-1-4-1, 0x80),
+		"negative total":        edit(len(raw)-1-payload-8-1, 0x80),
+		"negative rate":         edit(len(raw)-1-payload-1, 0x80),
 		"4 announcements":       edit(len(raw)-1, 4),
 		"missing announcement":  edit(len(raw)-1, 1),
 		"trailing byte":         append(bytes.Clone(raw), 0),

@@ -18,7 +18,7 @@
 // because it asks for blocks of up to 256 KiB.
 //
 // Where things are: swarm.go the surface; holding.go one torrent's life and its
-// accounting; store.go its file; network.go how the client reaches peers, and
+// accounting; progress.go how far a fetch is and who sent what; store.go its file; network.go how the client reaches peers, and
 // what it gets to know of them; keeper.go whom to connect to, and when to start
 // over; sourcing.go whom to ask for how much; swarmconfig.go the client's settings.
 //

@@ -12,13 +12,6 @@ import (
 	"github.com/qs-peer/qs-peer/chunker"
 )
 
-// Payload is accounted to one of two kinds of senders. A peer that SetPeers does
-// not list counts as a worker.
-const (
-	fromManager = iota
-	fromWorker
-)
-
 // holding is this node's part in one torrent's swarm.
 type holding struct {
 	torrent *chunker.Torrent
@@ -33,8 +26,11 @@ type holding struct {
 	store        *store // set by attach
 	busy         bool   // a Seed or Fetch is running and will release it if need be
 	fetching     bool
-	damaged      bool     // the store lost pieces, which the client does not know yet
-	received     [2]int64 // in verified pieces, by sender's role
+	damaged      bool // the store lost pieces, which the client does not know yet
+	began        time.Time
+	fetched      time.Time
+	received     [numSources]Received
+	rate         meter
 	wasted       int64
 	contributors map[int]map[torrent.PeerID]int64 // bytes of unverified pieces
 	dials        map[torrent.PeerID]*dial
@@ -137,39 +133,6 @@ func (s *Swarm) remove(h *holding) {
 	close(h.released)
 }
 
-func (s *Swarm) setFetching(h *holding, fetching bool) {
-	s.mu.Lock()
-	h.fetching = fetching
-	s.mu.Unlock()
-	s.wakeKeeper()
-}
-
-func (s *Swarm) progress(h *holding) Progress {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := Progress{
-		Total:        h.torrent.Size(),
-		Done:         h.store.verified(),
-		FromManagers: h.received[fromManager],
-		FromWorkers:  h.received[fromWorker],
-		Wasted:       h.wasted,
-	}
-	for _, l := range s.links {
-		if l.holding == h {
-			p.Peers++
-		}
-	}
-	return p
-}
-
-// role tells as whose payload a peer's counts. s.mu is held.
-func (s *Swarm) role(id torrent.PeerID) int {
-	if s.roster[id].Manager {
-		return fromManager
-	}
-	return fromWorker
-}
-
 // The torrent client calls the following with its lock held.
 
 func (s *Swarm) connAdded(c *torrent.PeerConn) {
@@ -246,14 +209,17 @@ func (h *holding) pieceChecked(piece int, good bool) {
 	contributors := h.contributors[piece]
 	delete(h.contributors, piece)
 	s.metrics.pieces.WithLabelValues(verdict(good)).Inc()
+	var sent [numSources]int64
 	for id, n := range contributors {
 		if !good {
 			s.waste(h, n)
 			s.blame(id, len(contributors) == 1)
 			continue
 		}
-		s.thank(h, id, n)
+		sent[s.source(s.roster[id])] += n
+		s.thank(id)
 	}
+	s.credit(h, sent)
 	if !good {
 		s.wakeKeeper()
 	}
@@ -279,18 +245,17 @@ func (h *holding) pieceArrived(piece int, from torrent.PeerID, good, missing boo
 		s.waste(h, size)
 		return
 	}
-	s.thank(h, from, size)
+	var sent [numSources]int64
+	sent[s.source(s.roster[from])] = size
+	s.credit(h, sent)
+	s.thank(from)
 	h.lastData = time.Now()
 	h.stalls = 0
 }
 
-// thank counts payload of a good piece. s.mu is held.
-func (s *Swarm) thank(h *holding, from torrent.PeerID, n int64) {
-	role := s.role(from)
-	h.received[role] += n
-	s.received[role] += n
-	s.metrics.received(role, n)
-	if sh := s.shunned[from]; sh != nil {
+// thank forgives a peer for a good piece. s.mu is held.
+func (s *Swarm) thank(id torrent.PeerID) {
+	if sh := s.shunned[id]; sh != nil {
 		sh.praise()
 	}
 }

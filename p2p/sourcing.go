@@ -19,14 +19,14 @@ const (
 func (s *Swarm) setWindows(h *holding) {
 	workers := 0
 	for _, l := range s.links {
-		if l.holding == h && s.role(l.peer) == fromWorker {
+		if l.holding == h && !s.roster[l.peer].Manager {
 			workers++
 		}
 	}
 	for c, l := range s.links {
 		switch {
 		case l.holding != h:
-		case s.role(l.peer) == fromWorker:
+		case !s.roster[l.peer].Manager:
 			c.PeerMaxRequests = workerWindow
 		default:
 			c.PeerMaxRequests = max(managerWindow, soleWindow/(workers+1))

@@ -34,10 +34,11 @@ type store struct {
 
 	complete chan struct{} // closed once every piece is good
 
-	mu    sync.Mutex // guards what follows
-	good  []bool
-	done  int64 // bytes of good pieces
-	ended bool  // complete is closed
+	mu     sync.Mutex // guards what follows
+	good   []bool
+	done   int64 // bytes of good pieces
+	pieces int   // good ones
+	ended  bool  // complete is closed
 }
 
 // storeWatcher hears what happens to a store: of a good piece before it counts
@@ -63,6 +64,7 @@ func newStore(t *chunker.Torrent, f durable.File, good []bool, w storeWatcher) *
 	for i, ok := range good {
 		if ok {
 			s.done += t.PieceSize(i)
+			s.pieces++
 		}
 	}
 	s.finishIfDone()
@@ -101,11 +103,11 @@ func openPartial(ctx context.Context, fsys durable.FS, path string, t *chunker.T
 	return f, good, nil
 }
 
-// verified returns the bytes of good pieces.
-func (s *store) verified() int64 {
+// verified returns how many bytes and pieces are good.
+func (s *store) verified() (bytes int64, pieces int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.done
+	return s.done, s.pieces
 }
 
 func (s *store) isGood(i int) bool {
@@ -123,8 +125,10 @@ func (s *store) mark(i int, good bool) {
 	s.good[i] = good
 	if good {
 		s.done += s.torrent.PieceSize(i)
+		s.pieces++
 	} else {
 		s.done -= s.torrent.PieceSize(i)
+		s.pieces--
 	}
 	s.finishIfDone()
 }

@@ -150,8 +150,8 @@ func TestPut(t *testing.T) {
 	s.put(t, 0, damaged, sourceB, false)
 	s.witness.expect(t, "arrived 0 from b good=false missing=false")
 	s.content(t, 0, s.of(0))
-	if !s.isGood(0) || s.isGood(1) || s.verified() != 64<<10 {
-		t.Errorf("good: %v, %d bytes", s.good, s.verified())
+	if bytes, pieces := s.verified(); !s.isGood(0) || s.isGood(1) || bytes != 64<<10 || pieces != 1 {
+		t.Errorf("good: %v, %d bytes in %d pieces", s.good, bytes, pieces)
 	}
 
 	for _, i := range []int{3, 2, 1} {
@@ -160,8 +160,8 @@ func TestPut(t *testing.T) {
 		}
 		s.put(t, i, s.of(i), sourceB, true)
 	}
-	if !s.isComplete() || s.verified() != s.store.torrent.Size() {
-		t.Errorf("not complete: %d bytes", s.verified())
+	if bytes, pieces := s.verified(); !s.isComplete() || bytes != s.store.torrent.Size() || pieces != 4 {
+		t.Errorf("not complete: %d bytes in %d pieces", bytes, pieces)
 	}
 	s.checkFile(t, s.path)
 }

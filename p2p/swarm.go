@@ -38,16 +38,23 @@ type DialFunc func(ctx context.Context, addr string) (net.Conn, error)
 
 // Peer is a node that may have pieces.
 type Peer struct {
-	Name    string
-	Addr    string // host:port of its swarm listener
-	Colo    string
-	Manager bool
+	Name     string
+	Addr     string // host:port of its swarm listener
+	PeerAddr string // host:port where it speaks the peer protocol
+	Colo     string
+	Manager  bool
+
+	Holds     []chunker.InfoHash // complete snapshots that it offers
+	Fetching  chunker.InfoHash   // what it is fetching; zero: nothing
+	Repairing bool               // its replica is out of service: it goes before those that are rebuilt
 }
 
 // SwarmOptions configure a swarm.
 type SwarmOptions struct {
 	// Name is this node's name, unique in the fleet. Required.
 	Name string
+	// Colo is where this node is: payload is accounted by it.
+	Colo string
 	// Listener accepts the connections of other peers. The swarm owns and
 	// closes it. Required.
 	Listener net.Listener
@@ -104,13 +111,14 @@ type Swarm struct {
 	// mu guards what follows and all that hangs on it. It is a leaf: the
 	// torrent client calls back with its own lock held, so the client must not
 	// be called while mu is.
-	mu       sync.Mutex
-	closed   bool
-	roster   map[torrent.PeerID]Peer
-	holdings map[chunker.InfoHash]*holding
-	links    map[*torrent.PeerConn]*link
-	shunned  map[torrent.PeerID]*shun
-	received [2]int64 // useful payload by role, of all torrents ever held
+	mu        sync.Mutex
+	closed    bool
+	roster    map[torrent.PeerID]Peer
+	holdings  map[chunker.InfoHash]*holding
+	links     map[*torrent.PeerConn]*link
+	shunned   map[torrent.PeerID]*shun
+	received  [numSources]Received // of all torrents ever held
+	lastFetch Progress             // when it ended
 }
 
 // NewSwarm starts listening.
@@ -194,16 +202,6 @@ func (s *Swarm) seed(h *holding, path string) error {
 	return s.attach(h, newStore(h.torrent, f, good, h))
 }
 
-// Progress is the state of a fetch, in bytes of payload.
-type Progress struct {
-	Total        int64
-	Done         int64 // verified pieces, those found on disk included
-	FromManagers int64 // received and useful (in a verified piece), by sender
-	FromWorkers  int64
-	Wasted       int64 // received twice, or part of a bad piece
-	Peers        int   // connected
-}
-
 // Fetch downloads the file to path and returns when every piece is verified and
 // the file fsynced. What path holds already is hashed and kept where it is
 // good. After success the file is seeded as after Seed; after an error (ctx
@@ -235,16 +233,24 @@ func (s *Swarm) fetch(h *holding, path string, progress func(Progress)) error {
 	s.setFetching(h, true)
 	defer s.setFetching(h, false)
 	h.lib.DownloadAll()
+	report := func() {
+		s.mu.Lock()
+		p := s.progress(h)
+		s.mu.Unlock()
+		progress(p)
+	}
 
 	ticker := time.NewTicker(progressInterval)
 	defer ticker.Stop()
 	for complete := false; !complete; {
-		progress(s.progress(h))
+		report()
 		select {
 		case <-h.ctx.Done():
 			return context.Cause(h.ctx)
 		case <-store.complete:
 			complete = true
+			s.setFetched(h)
+			report()
 		case <-ticker.C:
 		}
 	}
@@ -257,7 +263,6 @@ func (s *Swarm) fetch(h *holding, path string, progress func(Progress)) error {
 	if err := s.o.FS.SyncDir(filepath.Dir(path)); err != nil {
 		return fmt.Errorf("sync directory: %w", err)
 	}
-	progress(s.progress(h))
 	return nil
 }
 
@@ -270,13 +275,6 @@ func (s *Swarm) Drop(ih chunker.InfoHash) {
 	if h != nil {
 		s.release(h, ErrDropped)
 	}
-}
-
-// Totals returns the payload received since the start, over all torrents.
-func (s *Swarm) Totals() (fromManagers, fromWorkers int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.received[fromManager], s.received[fromWorker]
 }
 
 // Close leaves all swarms and waits. It may be called twice.

@@ -31,8 +31,7 @@ func BenchmarkSwarm8(b *testing.B) {
 				seconds += time.Since(start).Seconds()
 				cpu += (processorTime(b) - before).Seconds()
 				for _, n := range nodes {
-					fromManagers, _ := n.Totals()
-					egress += float64(fromManagers)
+					egress += float64(n.Totals()[FromManagers].Bytes)
 					n.Close()
 				}
 				manager.Close()

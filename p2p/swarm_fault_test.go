@@ -117,7 +117,8 @@ func TestFetchKeepsGoodPieces(t *testing.T) {
 				want = p.torrent.Size()
 			}
 			last := r.last.Load()
-			if last.FromManagers != want || last.FromWorkers != 0 || last.Done != last.Total || last.Wasted != 0 {
+			from := [numSources]Received{FromManagers: {Bytes: want, Pieces: int((want + piece - 1) / piece)}}
+			if last.From != from || last.PiecesDone != p.torrent.Pieces() || last.Done != last.Total || last.Wasted != 0 {
 				t.Errorf("progress %+v, want %d bytes from managers and nothing wasted", *last, want)
 			}
 		})
@@ -141,7 +142,7 @@ func TestFetchCancelledAndResumed(t *testing.T) {
 	again := start(t, w, p)
 	again.wait(t)
 	p.checkFile(t, w.path())
-	if got := again.last.Load().FromManagers; got >= p.torrent.Size() {
+	if got := again.last.Load().From[FromManagers].Bytes; got >= p.torrent.Size() {
 		t.Errorf("the second fetch received all %d bytes again", got)
 	}
 }

@@ -114,11 +114,17 @@ func TestSwarmMetrics(t *testing.T) {
 # HELP qs_swarm_pieces_total Received pieces checked, by verdict.
 # TYPE qs_swarm_pieces_total counter
 qs_swarm_pieces_total{verdict="failed"} 0
-qs_swarm_pieces_total{verdict="verified"} %d
-# HELP qs_swarm_received_bytes_total Payload received in verified pieces, by the sender's role.
+qs_swarm_pieces_total{verdict="verified"} %[1]d
+# HELP qs_swarm_received_bytes_total Payload received in verified pieces, by source.
 # TYPE qs_swarm_received_bytes_total counter
-qs_swarm_received_bytes_total{from="manager"} 1.048576e+06
-qs_swarm_received_bytes_total{from="worker"} 0
+qs_swarm_received_bytes_total{from="managers"} 1.048576e+06
+qs_swarm_received_bytes_total{from="other_colos"} 0
+qs_swarm_received_bytes_total{from="own_colo"} 0
+# HELP qs_swarm_received_pieces_total Verified pieces, by the source that sent most of each.
+# TYPE qs_swarm_received_pieces_total counter
+qs_swarm_received_pieces_total{from="managers"} %[1]d
+qs_swarm_received_pieces_total{from="other_colos"} 0
+qs_swarm_received_pieces_total{from="own_colo"} 0
 # HELP qs_swarm_torrents Torrents held, by what is done with them.
 # TYPE qs_swarm_torrents gauge
 qs_swarm_torrents{state="fetching"} 0
@@ -128,6 +134,7 @@ qs_swarm_torrents{state="seeding"} 1
 qs_swarm_wasted_bytes_total 0
 `, p.torrent.Pieces())
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "qs_swarm_pieces_total", "qs_swarm_received_bytes_total",
+		"qs_swarm_received_pieces_total",
 		"qs_swarm_torrents", "qs_swarm_wasted_bytes_total"); err != nil {
 		t.Error(err)
 	}

@@ -149,9 +149,9 @@ func TestFetch(t *testing.T) {
 			}
 			fetchAll(t, p, workers)
 			for _, w := range workers {
-				m, o := w.Totals()
-				if m+o != size {
-					t.Errorf("%s received %d bytes from managers and %d from workers, want %d in all", w.Name, m, o, size)
+				got := w.Totals()
+				if got[FromManagers].Bytes+got[FromOwnColo].Bytes != size || got[FromManagers].Pieces+got[FromOwnColo].Pieces != p.torrent.Pieces() {
+					t.Errorf("%s received %+v, want %d bytes in %d pieces", w.Name, got, size, p.torrent.Pieces())
 				}
 			}
 		})

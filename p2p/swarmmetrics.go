@@ -11,18 +11,23 @@ type swarmMetrics struct {
 	registerer prometheus.Registerer
 	collectors []prometheus.Collector
 
-	bytesReceived *prometheus.CounterVec // by the sender's role
-	wasted        prometheus.Counter
-	pieces        *prometheus.CounterVec // by verdict
-	stalls        prometheus.Counter
+	receivedBytes  *prometheus.CounterVec // by Source
+	receivedPieces *prometheus.CounterVec // by Source
+	wasted         prometheus.Counter
+	pieces         *prometheus.CounterVec // by verdict
+	stalls         prometheus.Counter
 }
 
 func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
 	m := &swarmMetrics{
 		registerer: r,
-		bytesReceived: prometheus.NewCounterVec(prometheus.CounterOpts{
+		receivedBytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_swarm_received_bytes_total",
-			Help: "Payload received in verified pieces, by the sender's role.",
+			Help: "Payload received in verified pieces, by source.",
+		}, []string{"from"}),
+		receivedPieces: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "qs_swarm_received_pieces_total",
+			Help: "Verified pieces, by the source that sent most of each.",
 		}, []string{"from"}),
 		wasted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "qs_swarm_wasted_bytes_total",
@@ -52,10 +57,11 @@ func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
 		defer s.mu.Unlock()
 		return float64(len(s.links))
 	})
-	m.collectors = []prometheus.Collector{m.bytesReceived, m.wasted, m.pieces, m.stalls, sent, peers,
+	m.collectors = []prometheus.Collector{m.receivedBytes, m.receivedPieces, m.wasted, m.pieces, m.stalls, sent, peers,
 		torrentsGauge(s, "seeding", false), torrentsGauge(s, "fetching", true)}
-	for role := range roleNames {
-		m.bytesReceived.WithLabelValues(roleNames[role])
+	for from := range numSources {
+		m.receivedBytes.WithLabelValues(from.String())
+		m.receivedPieces.WithLabelValues(from.String())
 	}
 	for _, good := range []bool{true, false} {
 		m.pieces.WithLabelValues(verdict(good))
@@ -99,12 +105,6 @@ func (m *swarmMetrics) unregister() {
 	for _, c := range m.collectors {
 		m.registerer.Unregister(c)
 	}
-}
-
-var roleNames = [...]string{fromManager: "manager", fromWorker: "worker"}
-
-func (m *swarmMetrics) received(role int, n int64) {
-	m.bytesReceived.WithLabelValues(roleNames[role]).Add(float64(n))
 }
 
 func verdict(good bool) string {

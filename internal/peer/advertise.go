@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"time"
 
+	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/p2p"
@@ -58,7 +60,14 @@ func (a *advertiser) fill(f *gossip.Facts) {
 	f.LogFirst = log.First()
 	f.Head, f.HeadTime = log.Head(), log.HeadTime()
 	f.Snapshots = a.shelf.announcements()
-	f.BytesFromManagers, f.BytesFromWorkers = a.swarm.Totals()
+	received := a.swarm.Totals()
+	f.FromManagers = payload(received[p2p.FromManagers])
+	f.FromOwnColo = payload(received[p2p.FromOwnColo])
+	f.FromOtherColos = payload(received[p2p.FromOtherColos])
+	f.Fetching, f.FetchTotal, f.FetchRate = chunker.InfoHash{}, 0, 0
+	if p, ok := a.swarm.Progress(); ok && p.Running {
+		f.Fetching, f.FetchTotal, f.FetchRate = p.InfoHash, p.Total, p.Rate
+	}
 	f.Progress = 0
 	switch {
 	case st.Total > 0:
@@ -66,4 +75,8 @@ func (a *advertiser) fill(f *gossip.Facts) {
 	case st.State == replica.Serving, st.State == replica.CatchingUp:
 		f.Progress = 1
 	}
+}
+
+func payload(r p2p.Received) gossip.Payload {
+	return gossip.Payload{Bytes: r.Bytes, Pieces: uint32(min(r.Pieces, math.MaxUint32))}
 }

@@ -34,6 +34,7 @@
 //	GET    /v1/snapshots/{infohash}/torrent    the .torrent file
 //	GET    /v1/snapshots/{infohash}/manifest
 //	GET    /v1/status      the fleet as this node's gossip sees it (README)
+//	GET    /v1/progress    this node's fetch of a snapshot, the present or else the last one (below); 404 before the first
 //	GET    /healthz        200 while the process works
 //	GET    /readyz         200 when reads may be served here, otherwise 503 with the state
 //	GET    /metrics        Prometheus
@@ -54,6 +55,12 @@
 // A client that neither sends nor takes anything for 30 s is cut off, so that
 // none holds a read transaction: a scan has to be read at 2 KiB/s at least, and
 // is cut off after 15 minutes, because its state keeps the file from reusing pages.
+//
+// Progress is {infohash, total, done (bytes; those found on disk included), pieces,
+// pieces_done, from: {managers, own_colo, other_colos: {bytes, pieces}}, wasted
+// (bytes received twice or in a bad piece), rate (bytes per second over the last
+// 5 s), seconds_left (null without a rate), and three times, null before: began,
+// fetched (every piece was verified), serving (the first time after that)}.
 //
 // # RESP
 //

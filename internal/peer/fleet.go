@@ -106,9 +106,17 @@ func (f *fleet) writer(dataset txlog.DatasetID) (gossip.Member, bool) {
 func (f *fleet) swarmPeers() []p2p.Peer {
 	var peers []p2p.Peer
 	for _, m := range f.others() {
-		if m.SwarmAddr != "" {
-			peers = append(peers, p2p.Peer{Name: m.Name, Addr: m.SwarmAddr, Colo: m.Colo, Manager: m.Role == gossip.Manager})
+		if m.SwarmAddr == "" {
+			continue
 		}
+		p := p2p.Peer{
+			Name: m.Name, Addr: m.SwarmAddr, PeerAddr: m.PeerAddr, Colo: m.Colo, Manager: m.Role == gossip.Manager,
+			Fetching: m.Fetching, Repairing: replica.State(m.State) == replica.Repairing,
+		}
+		for _, a := range m.Snapshots {
+			p.Holds = append(p.Holds, a.InfoHash)
+		}
+		peers = append(peers, p)
 	}
 	return peers
 }

@@ -49,6 +49,7 @@ func TestFleet(t *testing.T) {
 		if self := w.self(); self.BytesFromManagers+self.BytesFromWorkers < s.Size {
 			t.Errorf("%s says that it received %d + %d bytes of %d", w.o.Name, self.BytesFromManagers, self.BytesFromWorkers, s.Size)
 		}
+		wantProgress(t, w, s)
 		for _, file := range []string{"torrent", "manifest"} {
 			path := "/v1/snapshots/" + s.InfoHash + "/" + file
 			if a, b := m.get(path), w.get(path); a.code != 200 || a.body != b.body {
@@ -75,6 +76,9 @@ func TestFleet(t *testing.T) {
 	w.caughtUp(last)
 	if self := w.self(); self.BytesFromManagers+self.BytesFromWorkers != 0 {
 		t.Errorf("after a restart it fetched %d + %d bytes", self.BytesFromManagers, self.BytesFromWorkers)
+	}
+	if a := w.get("/v1/progress"); a.code != http.StatusNotFound || !strings.Contains(a.body, "no snapshot since it started") {
+		t.Errorf("progress of a node that fetched nothing: %d %s", a.code, a.body)
 	}
 	eventually(t, "it offers the snapshot again", func() bool { return slices.Equal(w.offers(), []string{s.InfoHash}) })
 

@@ -35,6 +35,7 @@ type api struct {
 	publisher *publisher
 	members   func() []gossip.Member
 	status    func() replica.Status
+	served    *served
 	health    func() error // why the node can not go on, nil while it can
 	scans     chan struct{}
 	logger    *slog.Logger
@@ -53,6 +54,7 @@ func (a *api) handler(reg *prometheus.Registry) http.Handler {
 	handle("/v1/snapshots/{infohash}/torrent", "/v1/snapshots/torrent", methods{http.MethodGet: a.getTorrent})
 	handle("/v1/snapshots/{infohash}/manifest", "/v1/snapshots/manifest", methods{http.MethodGet: a.getManifest})
 	handle("/v1/status", "/v1/status", methods{http.MethodGet: a.getStatus})
+	handle("/v1/progress", "/v1/progress", methods{http.MethodGet: a.getProgress})
 	handle("/healthz", "/healthz", methods{http.MethodGet: a.getHealth})
 	handle("/readyz", "/readyz", methods{http.MethodGet: a.getReady})
 	handle("/metrics", "/metrics", methods{http.MethodGet: promhttp.HandlerFor(reg, promhttp.HandlerOpts{
@@ -267,6 +269,7 @@ GET    /v1/scan            ?prefix=&start=&end=&reverse=true&limit=N&base64=true
 GET    /v1/snapshots       what this node seeds; .../{infohash}/torrent, .../manifest
 POST   /v1/snapshots       mint and publish now (managers)
 GET    /v1/status          the fleet as this node sees it
+GET    /v1/progress        this node's fetch of a snapshot, present or last
 GET    /healthz  /readyz  /metrics
 `
 

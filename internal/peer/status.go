@@ -31,16 +31,28 @@ type MemberStatus struct {
 	LagEntries uint64 `json:"lag_entries"`
 	// LagSeconds is by the writer's clock alone: the time between the last
 	// entry that the member applied and the furthest one. 0 without lag.
-	LagSeconds        float64 `json:"lag_seconds"`
-	LogFirst          uint64  `json:"log_first"`
-	SnapshotSeq       uint64  `json:"snapshot_seq"` // the newest one that the member seeds; 0: none
-	SnapshotInfohash  string  `json:"snapshot_infohash"`
-	Progress          float64 `json:"progress"` // of a bootstrap, 0 to 1
-	BytesFromManagers int64   `json:"bytes_from_managers"`
-	BytesFromWorkers  int64   `json:"bytes_from_workers"`
-	Version           string  `json:"version"`
-	GossipAddr        string  `json:"gossip_addr"`
-	HTTPAddr          string  `json:"http_addr"`
+	LagSeconds       float64 `json:"lag_seconds"`
+	LogFirst         uint64  `json:"log_first"`
+	SnapshotSeq      uint64  `json:"snapshot_seq"` // the newest one that the member seeds; 0: none
+	SnapshotInfohash string  `json:"snapshot_infohash"`
+	Progress         float64 `json:"progress"` // of a bootstrap, 0 to 1
+	// Fetching is the infohash of the snapshot that the member fetches now, Rate
+	// its bytes per second, SecondsLeft an estimate, null without a rate.
+	Fetching    string   `json:"fetching,omitempty"`
+	Rate        int64    `json:"rate"`
+	SecondsLeft *float64 `json:"seconds_left"`
+	// Snapshot payload received since the member started, by who sent it; from
+	// workers is what came from the own colo and from others.
+	BytesFromManagers    int64  `json:"bytes_from_managers"`
+	BytesFromWorkers     int64  `json:"bytes_from_workers"`
+	BytesFromOwnColo     int64  `json:"bytes_from_own_colo"`
+	BytesFromOtherColos  int64  `json:"bytes_from_other_colos"`
+	PiecesFromManagers   uint32 `json:"pieces_from_managers"`
+	PiecesFromOwnColo    uint32 `json:"pieces_from_own_colo"`
+	PiecesFromOtherColos uint32 `json:"pieces_from_other_colos"`
+	Version              string `json:"version"`
+	GossipAddr           string `json:"gossip_addr"`
+	HTTPAddr             string `json:"http_addr"`
 	// Upstream and Error are known of this node only.
 	Upstream string `json:"upstream,omitempty"`
 	Error    string `json:"error,omitempty"`
@@ -96,7 +108,11 @@ func memberStatus(m gossip.Member, h head) MemberStatus {
 		Name: m.Name, Role: m.Role, Colo: m.Colo, State: m.State, Writer: m.Writer,
 		AppliedSeq: m.Applied.Seq,
 		HeadSeq:    h.pos.Seq, LogFirst: m.LogFirst,
-		Progress: m.Progress, BytesFromManagers: m.BytesFromManagers, BytesFromWorkers: m.BytesFromWorkers,
+		Progress: m.Progress, Rate: m.FetchRate,
+		BytesFromManagers: m.FromManagers.Bytes, PiecesFromManagers: m.FromManagers.Pieces,
+		BytesFromWorkers: m.FromOwnColo.Bytes + m.FromOtherColos.Bytes,
+		BytesFromOwnColo: m.FromOwnColo.Bytes, PiecesFromOwnColo: m.FromOwnColo.Pieces,
+		BytesFromOtherColos: m.FromOtherColos.Bytes, PiecesFromOtherColos: m.FromOtherColos.Pieces,
 		Version: m.Version, GossipAddr: m.Addr, HTTPAddr: m.HTTPAddr,
 	}
 	switch m.Liveness {
@@ -104,6 +120,13 @@ func memberStatus(m gossip.Member, h head) MemberStatus {
 		s.State = "failed"
 	case gossip.Left:
 		s.State = "left"
+	}
+	if m.Fetching != (chunker.InfoHash{}) && m.Liveness == gossip.Alive {
+		s.Fetching = chunker.InfoHash(m.Fetching).String()
+		if m.FetchRate > 0 {
+			left := (1 - m.Progress) * float64(m.FetchTotal) / float64(m.FetchRate)
+			s.SecondsLeft = &left
+		}
 	}
 	if !m.Dataset.IsZero() {
 		s.Dataset = m.Dataset.String()

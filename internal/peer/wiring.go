@@ -4,8 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
+	"reflect"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -33,6 +34,7 @@ type wiring struct {
 	gossip  *gossip.Gossip
 	fleet   *fleet
 	replica *replica.Replica
+	served  *served
 	ready   chan struct{} // closed once reads have been served
 }
 
@@ -41,7 +43,7 @@ func (w *wiring) logger(part string) *slog.Logger { return w.o.Logger.With("part
 // transfer starts what moves bytes between nodes.
 func (w *wiring) transfer() error {
 	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
-		Name: w.o.Name, Listener: w.ls.take(&w.ls.swarm), UploadRate: w.o.UploadRate, DownloadRate: w.o.DownloadRate,
+		Name: w.o.Name, Colo: w.o.Colo, Listener: w.ls.take(&w.ls.swarm), UploadRate: w.o.UploadRate, DownloadRate: w.o.DownloadRate,
 		Logger: w.logger("swarm"), Registerer: w.reg,
 	})
 	if err != nil {
@@ -92,6 +94,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	network := &network{
 		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, fetching: map[chunker.InfoHash]chan struct{}{},
 	}
+	served := &served{fetch: w.swarm.Progress}
 	becameReady := sync.OnceFunc(func() { close(w.ready) })
 	c := replica.Config{
 		Name: w.o.Name, Manager: manager, Log: replicaLog{w.disk.log}, Store: replicaStore{w.disk.store},
@@ -100,6 +103,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 			if st.Ready {
 				becameReady()
 			}
+			served.observe(st, time.Now())
 			w.changed.notify()
 		},
 	}
@@ -110,7 +114,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("start replica: %w", err)
 	}
-	w.replica = rep
+	w.replica, w.served = rep, served
 	registerReplica(w.reg, w.disk, rep.Status)
 
 	keep := &keeper{
@@ -161,7 +165,7 @@ func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() 
 			advertise.fill(&members[0].Facts) // fresher than what gossip was told last
 			return members
 		},
-		status: w.replica.Status, health: health, scans: make(chan struct{}, maxScans), logger: w.logger("http"),
+		status: w.replica.Status, served: w.served, health: health, scans: make(chan struct{}, maxScans), logger: w.logger("http"),
 	}
 	w.stop.add("stop HTTP server", serveHTTP(w.ls.take(&w.ls.http), api.handler(w.reg), w.logger("http")))
 
@@ -177,7 +181,7 @@ func followSwarm(ctx context.Context, f *fleet, swarm *p2p.Swarm) {
 	var known []p2p.Peer
 	for {
 		changed := f.Changed()
-		if peers := f.swarmPeers(); !slices.Equal(peers, known) {
+		if peers := f.swarmPeers(); !reflect.DeepEqual(peers, known) {
 			swarm.SetPeers(peers)
 			known = peers
 		}

@@ -1,0 +1,80 @@
+package p2p
+
+import (
+	"testing"
+	"time"
+)
+
+func TestMeter(t *testing.T) {
+	began := time.Unix(0, 0)
+	m := newMeter(began)
+	for _, step := range []struct {
+		at   time.Duration
+		add  int64
+		want int64
+	}{
+		{0, 100, 0},
+		{400 * time.Millisecond, 100, 0}, // too early to tell
+		{time.Second, 300, 500},
+		{2 * time.Second, 500, 500},
+		{5 * time.Second, 0, 177}, // 800 within 4.5 s
+		{6 * time.Second, 0, 111}, // 500
+		{7 * time.Second, 0, 0},
+		{time.Hour, 0, 0},
+		{time.Hour + time.Second, 450, 100},
+	} {
+		now := began.Add(step.at)
+		m.add(now, step.add)
+		if got := m.perSecond(now); got != step.want {
+			t.Errorf("after %v: %d bytes/s, want %d", step.at, got, step.want)
+		}
+	}
+}
+
+func TestProgressLeft(t *testing.T) {
+	for _, c := range []struct {
+		p    Progress
+		want time.Duration
+		ok   bool
+	}{
+		{Progress{Total: 100, Done: 50, Rate: 10}, 5 * time.Second, true},
+		{Progress{Total: 100, Done: 50}, 0, false},
+		{Progress{Total: 100, Done: 100}, 0, true},
+	} {
+		if got, ok := c.p.Left(); got != c.want || ok != c.ok {
+			t.Errorf("%+v: %v %v left, want %v %v", c.p, got, ok, c.want, c.ok)
+		}
+	}
+}
+
+// TestSources accounts pieces to managers, the own colo and others.
+func TestSources(t *testing.T) {
+	p := newPayload(t, 4<<20)
+	in := func(colo string) func(*SwarmOptions) { return func(o *SwarmOptions) { o.Colo = colo } }
+	near, far, manager := newNode(t, "near", false), newNode(t, "far", false), newNode(t, "manager", true)
+	near.Colo, far.Colo, manager.Colo = "a", "b", "a"
+	w := newNode(t, "worker", false, in("a"))
+	for _, c := range []struct {
+		from *node
+		want Source
+	}{{manager, FromManagers}, {near, FromOwnColo}, {far, FromOtherColos}} {
+		if got := w.source(c.from.Peer); got != c.want {
+			t.Errorf("%s is of %v, want %v", c.from.Name, got, c.want)
+		}
+	}
+	if got := w.source(Peer{}); got != FromOwnColo {
+		t.Errorf("a peer that is not listed is of %v", got)
+	}
+	if _, ok := w.Progress(); ok {
+		t.Error("progress of no fetch")
+	}
+	introduce(near, w)
+	seed(t, near, p)
+	start(t, w, p).wait(t)
+	got, ok := w.Progress()
+	want := [numSources]Received{FromOwnColo: {p.torrent.Size(), p.torrent.Pieces()}}
+	if !ok || got.Running || got.From != want || w.Totals() != want || got.InfoHash != p.torrent.InfoHash() ||
+		got.Done != got.Total || got.PiecesDone != got.Pieces || got.Fetched.Before(got.Began) || got.Rate != 0 {
+		t.Errorf("progress %+v, %v", got, ok)
+	}
+}
