@@ -32,13 +32,19 @@ type advertiser struct {
 func (a *advertiser) run(ctx context.Context) {
 	t := time.NewTicker(advertiseEvery)
 	defer t.Stop()
+	var figures pacer
 	for {
 		if err := errors.Join(a.storage.bind(), a.gossip.Conflict()); err != nil {
 			a.fail(err)
 			return
 		}
 		// Gossip tells the others only if something changed.
-		if err := a.gossip.Update(a.fill); err != nil {
+		err := a.gossip.Update(func(f *gossip.Facts) {
+			before := *f
+			a.fill(f)
+			figures.pace(f, before, time.Now())
+		})
+		if err != nil {
 			a.logger.Warn("updating gossip failed", "err", err)
 		}
 		select {
@@ -75,6 +81,20 @@ func (a *advertiser) fill(f *gossip.Facts) {
 	case st.State == replica.Serving, st.State == replica.CatchingUp:
 		f.Progress = 1
 	}
+}
+
+// A pacer tells the figures of a fetch, which change all the time, no more often
+// than advertiseEvery, but when a fetch begins or ends and when the state changes.
+type pacer struct{ told time.Time }
+
+// pace takes the figures in f back to what was told before if it is too early.
+func (p *pacer) pace(f *gossip.Facts, before gossip.Facts, now time.Time) {
+	if f.Fetching != before.Fetching || f.State != before.State || now.Sub(p.told) >= advertiseEvery {
+		p.told = now
+		return
+	}
+	f.Progress, f.FetchTotal, f.FetchRate = before.Progress, before.FetchTotal, before.FetchRate
+	f.FromManagers, f.FromOwnColo, f.FromOtherColos = before.FromManagers, before.FromOwnColo, before.FromOtherColos
 }
 
 func payload(r p2p.Received) gossip.Payload {

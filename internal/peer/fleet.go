@@ -103,9 +103,11 @@ func (f *fleet) writer(dataset txlog.DatasetID) (gossip.Member, bool) {
 }
 
 // swarmPeers returns whom the swarm may connect to.
-func (f *fleet) swarmPeers() []p2p.Peer {
+func (f *fleet) swarmPeers() []p2p.Peer { return peersOf(f.others()) }
+
+func peersOf(members []gossip.Member) []p2p.Peer {
 	var peers []p2p.Peer
-	for _, m := range f.others() {
+	for _, m := range members {
 		if m.SwarmAddr == "" {
 			continue
 		}

@@ -24,6 +24,9 @@ type network struct {
 	client *p2p.Client
 	swarm  *p2p.Swarm
 	shelf  *shelf
+	// changed tells the others at once that a fetch began or ended: whom they ask
+	// for what depends on who fetches.
+	changed *signal
 
 	mu       sync.Mutex                         // guards fetching
 	fetching map[chunker.InfoHash]chan struct{} // closed when that fetch is over
@@ -67,11 +70,14 @@ func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done
 }
 
 func (n *network) fetch(ctx context.Context, o replica.Offer, m *snapshot.Manifest, t *chunker.Torrent, progress func(done, total int64)) (*snapshot.Snapshot, error) {
+	begun := sync.OnceFunc(n.changed.notify)
 	err := n.swarm.Fetch(ctx, t, n.shelf.repo.Partial(m), func(p p2p.Progress) {
+		begun()
 		if progress != nil {
 			progress(p.Done, p.Total)
 		}
 	})
+	n.changed.notify()
 	if err != nil {
 		return nil, err
 	}

@@ -92,7 +92,7 @@ func (w *wiring) join() error {
 func (w *wiring) live() (*publisher, *advertiser, error) {
 	writes, manager := w.disk.node.writer(), w.o.Role == gossip.Manager
 	network := &network{
-		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, fetching: map[chunker.InfoHash]chan struct{}{},
+		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, changed: w.changed, fetching: map[chunker.InfoHash]chan struct{}{},
 	}
 	served := &served{fetch: w.swarm.Progress}
 	becameReady := sync.OnceFunc(func() { close(w.ready) })
