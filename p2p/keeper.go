@@ -3,23 +3,17 @@ package p2p
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"github.com/anacrolix/torrent"
 
-	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/p2p/graph"
 )
 
 const (
 	// keepInterval is how often the keeper looks at what is being fetched.
 	keepInterval = 200 * time.Millisecond
-	// fullMesh is the most peers among which everybody connects to everybody;
-	// with more, each looks for degree connections.
-	fullMesh = 12
-	degree   = 6
 
 	// A peer is dialled again after redialMin, doubled with each failure up to
 	// redialMax, ± 50%.
@@ -149,67 +143,67 @@ func (s *Swarm) tend(now time.Time) {
 	}
 }
 
-// toDial returns the peers to be dialled now for a torrent. Few peers are all
-// connected; of many, each node looks for a few, in an order that is its own,
-// and for one manager. s.mu is held.
+// toDial returns the peers to be dialled now for a torrent: the neighbours that
+// the graph wants, others in their place while some are out of reach, and a manager.
+// s.mu is held.
 func (s *Swarm) toDial(h *holding, now time.Time) []torrent.PeerID {
 	connected := make(map[torrent.PeerID]bool)
-	managed := false
 	for _, l := range s.links {
 		if l.holding != h {
 			continue
 		}
 		connected[l.peer] = true
-		managed = managed || s.roster[l.peer].Manager
 		if d := h.dials[l.peer]; d != nil && now.Sub(l.since) > provenAfter {
 			d.failures = 0
 		}
 	}
-	want := len(s.roster)
-	if want > fullMesh {
-		want = degree
+	var workers, managers []torrent.PeerID
+	for id, p := range s.roster {
+		if p.Manager {
+			managers = append(managers, id)
+		} else {
+			workers = append(workers, id)
+		}
 	}
-	var ids []torrent.PeerID
-	for _, id := range s.preferences(h) {
-		manager := s.roster[id].Manager
-		if len(connected) >= want && (managed || !manager) {
+	manager := 1
+	if len(s.roster) <= graph.FullMesh {
+		manager = len(managers)
+	}
+	order, want := graph.Order(h.torrent.InfoHash(), s.self, workers)
+	ids := s.dialAmong(h, order, want, connected, now)
+	order, _ = graph.Order(h.torrent.InfoHash(), s.self, managers)
+	return append(ids, s.dialAmong(h, order, manager, connected, now)...)
+}
+
+// dialAmong chooses among the first want of an order, and for each of them that
+// is out of reach one of those after them. s.mu is held.
+func (s *Swarm) dialAmong(h *holding, order []torrent.PeerID, want int, connected map[torrent.PeerID]bool, now time.Time) (ids []torrent.PeerID) {
+	spare, lost := 0, 0
+	for _, id := range order[min(want, len(order)):] {
+		if connected[id] {
+			spare++
+		}
+	}
+	for i, id := range order {
+		if i >= want && spare >= lost {
+			break
+		}
+		if connected[id] {
 			continue
 		}
-		if connected[id] || s.isShunned(id, now) || !h.due(id, s.self, now) {
+		shunned := s.isShunned(id, now)
+		if d := h.dials[id]; i < want && (shunned || d != nil && d.failures > 1) {
+			lost++
+		}
+		if shunned || !h.due(id, s.self, now) {
 			continue
 		}
-		connected[id] = true // or about to be
-		managed = managed || manager
+		if i >= want {
+			spare++
+		}
 		ids = append(ids, id)
 	}
 	return ids
-}
-
-// preferences returns the peers in this node's order for a torrent: pseudo-random,
-// but always the same. s.mu is held.
-func (s *Swarm) preferences(h *holding) []torrent.PeerID {
-	type ranked struct {
-		id   torrent.PeerID
-		rank [sha256.Size]byte
-	}
-	all := make([]ranked, 0, len(s.roster))
-	for id := range s.roster {
-		all = append(all, ranked{id, pairRank(h.torrent.InfoHash(), s.self, id)})
-	}
-	slices.SortFunc(all, func(a, b ranked) int { return bytes.Compare(a.rank[:], b.rank[:]) })
-	ids := make([]torrent.PeerID, len(all))
-	for i, r := range all {
-		ids[i] = r.id
-	}
-	return ids
-}
-
-func pairRank(ih chunker.InfoHash, self, other torrent.PeerID) [sha256.Size]byte {
-	var b []byte
-	b = append(b, ih[:]...)
-	b = append(b, self[:]...)
-	b = append(b, other[:]...)
-	return sha256.Sum256(b)
 }
 
 // due reports whether a peer that is not connected is to be dialled now, and

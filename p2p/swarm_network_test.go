@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/qs-peer/qs-peer/p2p/graph"
 )
 
 // TestMembersOfALargeSwarm checks who is dialled when there are too many peers
@@ -22,7 +24,7 @@ func TestMembersOfALargeSwarm(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer n.settle(h, context.Canceled)
-	dialled := func(managers, workers int) (m, w int) {
+	dialled := func(managers, workers, failures int) (m, w int) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		clear(n.roster)
@@ -34,8 +36,8 @@ func TestMembersOfALargeSwarm(t *testing.T) {
 		now := time.Now()
 		n.toDial(h, now) // those that should dial us get time to do so
 		clear(h.dials)
-		for _, id := range n.preferences(h) {
-			h.dials[id] = new(dial)
+		for id := range n.roster {
+			h.dials[id] = &dial{failures: failures}
 		}
 		for _, id := range n.toDial(h, now) {
 			if n.roster[id].Manager {
@@ -48,18 +50,22 @@ func TestMembersOfALargeSwarm(t *testing.T) {
 	}
 	for _, c := range []struct{ managers, workers int }{{0, 0}, {1, 0}, {2, 10}, {1, 12}, {2, 300}, {0, 50}} {
 		t.Run(fmt.Sprintf("%d+%d", c.managers, c.workers), func(t *testing.T) {
-			m, w := dialled(c.managers, c.workers)
-			if all := c.managers + c.workers; all <= fullMesh {
+			m, w := dialled(c.managers, c.workers, 0)
+			if all := c.managers + c.workers; all <= graph.FullMesh {
 				if m+w != all {
 					t.Errorf("%d of %d peers dialled", m+w, all)
 				}
 				return
 			}
-			if c.managers > 0 && m == 0 {
-				t.Error("no manager dialled")
+			if m != min(c.managers, 1) {
+				t.Errorf("%d managers dialled", m)
 			}
-			if m+w < degree || m+w > degree+1 {
-				t.Errorf("%d peers dialled, want about %d", m+w, degree)
+			if w > graph.Degree || w < graph.Degree-2 {
+				t.Errorf("%d workers dialled, want about %d", w, graph.Degree)
+			}
+			// When those are out of reach, as many others are dialled too.
+			if _, more := dialled(c.managers, c.workers, 2); more != min(2*w, c.workers) {
+				t.Errorf("%d workers dialled when the first %d are out of reach", more, w)
 			}
 		})
 	}
