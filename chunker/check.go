@@ -2,7 +2,7 @@ package chunker
 
 import (
 	"context"
-	"crypto/sha1"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +16,8 @@ import (
 // checkBuffer is how much one core reads at a time, in bytes.
 const checkBuffer = 256 << 10
 
-// Check reads the file and returns, for each piece, whether it is good. A file
+// Check reads the file, on all cores, and returns for each piece whether it is
+// good. A file
 // that is too short has bad pieces; a longer one is not noticed here (compare
 // sizes first). An error is one of reading or of ctx. progress, if not nil, is
 // called with the bytes read so far, from one goroutine at a time.
@@ -57,7 +58,7 @@ func (t *Torrent) Check(ctx context.Context, r io.ReaderAt, progress func(done i
 }
 
 func (t *Torrent) checkPiece(ctx context.Context, r io.ReaderAt, i int, buf []byte) (bool, error) {
-	sum := sha1.New()
+	sum := sha256.New()
 	off := int64(i) * t.pieceLength
 	for left := t.PieceSize(i); left > 0; {
 		if err := ctx.Err(); err != nil {
@@ -74,5 +75,5 @@ func (t *Torrent) checkPiece(ctx context.Context, r io.ReaderAt, i int, buf []by
 			return false, err
 		}
 	}
-	return [sha1.Size]byte(sum.Sum(nil)) == t.PieceHash(i), nil
+	return [sha256.Size]byte(sum.Sum(nil)) == t.PieceSHA256(i), nil
 }

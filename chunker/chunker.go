@@ -1,8 +1,8 @@
 // Package chunker describes one immutable file as verifiable pieces.
 //
-// It computes BitTorrent v1 metainfo (BEP 3: SHA-1 of fixed-size pieces) and
-// the SHA-256 of the whole while the file is being written, so that nothing is
-// read twice, and tells which pieces of a local file are good.
+// It computes BitTorrent v1 metainfo (BEP 3: SHA-1 of fixed-size pieces), the
+// SHA-256 of each piece and that of the whole while the file is being written,
+// so that nothing is read twice, and tells which pieces of a local file are good.
 //
 // # Metainfo
 //
@@ -16,14 +16,29 @@
 //	    12:piece length i PIECE-LENGTH e    what PieceLength(SIZE) returns
 //	    6:pieces        20 bytes a piece: the SHA-1 of each
 //	  e
+//	  15:qs-piece-sha256  32 bytes a piece: the SHA-256 of each
 //	e
 //
 // Parse accepts what this package would have written, to the byte, and nothing
-// else. Stock clients open it.
+// else. Stock clients open it; they ignore the key that is not theirs.
+//
+// # What is trusted
+//
+// A piece is good if its SHA-256 is the one in the list: SHA-1 serves stock
+// clients and the infohash, and has been broken. The infohash does not cover
+// the list. What does is the piece root,
+//
+//	SHA-256("qs-piece-root-v1\x00" ‖ SIZE, u64 ‖ PIECE-LENGTH, u64 ‖ the list)
+//
+// with big-endian integers, which has to come from somebody who is trusted
+// (here: in a snapshot's manifest). It does what BEP 52's "pieces root" does,
+// without its tree: the list always travels whole. So a file of the right size
+// whose pieces are all good is the file that was described, whoever sent them.
 package chunker
 
 import (
 	"crypto/sha1"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
 	"math/bits"
@@ -35,13 +50,12 @@ const (
 	MaxMetainfo = 16 << 20
 	// MaxName is the length of the longest file name, in bytes.
 	MaxName = 255
-	// MaxSize is the length of the longest file, in bytes (about 6.1 TiB): the
+	// MaxSize is the length of the longest file, in bytes (about 2.4 TiB): the
 	// most pieces that fit into MaxMetainfo, of the greatest length.
-	MaxSize = (MaxMetainfo - 512) / hashSize * maxPieceLength
+	MaxSize = (MaxMetainfo - 512) / (sha1.Size + sha256.Size) * maxPieceLength
 )
 
 const (
-	hashSize       = 20 // SHA-1
 	minPieceLength = 64 << 10
 	maxPieceLength = 8 << 20
 	// Few pieces make workers wait for each other (a piece is passed on once it
@@ -90,7 +104,9 @@ type Torrent struct {
 	infoHash    InfoHash
 	metainfo    []byte
 	info        []byte // within metainfo
-	hashes      []byte // within metainfo
+	sha1s       []byte // within metainfo
+	sha256s     []byte // within metainfo
+	root        [sha256.Size]byte
 }
 
 // Name returns the file's name: one path element.
@@ -103,19 +119,26 @@ func (t *Torrent) Size() int64 { return t.size }
 func (t *Torrent) PieceLength() int64 { return t.pieceLength }
 
 // Pieces returns the number of pieces.
-func (t *Torrent) Pieces() int { return len(t.hashes) / hashSize }
+func (t *Torrent) Pieces() int { return len(t.sha1s) / sha1.Size }
 
 // PieceSize returns the length of piece i, in bytes.
 func (t *Torrent) PieceSize(i int) int64 {
 	return min(t.pieceLength, t.size-int64(i)*t.pieceLength)
 }
 
-// PieceHash returns the SHA-1 of piece i.
-func (t *Torrent) PieceHash(i int) [20]byte { return [20]byte(t.hashes[i*hashSize:]) }
+// PieceSHA1 returns the SHA-1 of piece i, for stock clients.
+func (t *Torrent) PieceSHA1(i int) [20]byte { return [20]byte(t.sha1s[i*sha1.Size:]) }
+
+// PieceSHA256 returns the SHA-256 of piece i, by which it is verified.
+func (t *Torrent) PieceSHA256(i int) [32]byte { return [32]byte(t.sha256s[i*sha256.Size:]) }
+
+// PieceRoot returns the hash over size, piece length and all PieceSHA256. A
+// torrent is to be trusted if its root is the one that was promised.
+func (t *Torrent) PieceRoot() [32]byte { return t.root }
 
 // VerifyPiece reports whether data is piece i, whole.
 func (t *Torrent) VerifyPiece(i int, data []byte) bool {
-	return int64(len(data)) == t.PieceSize(i) && sha1.Sum(data) == t.PieceHash(i)
+	return int64(len(data)) == t.PieceSize(i) && sha256.Sum256(data) == t.PieceSHA256(i)
 }
 
 // InfoHash returns the SHA-1 of InfoBytes.

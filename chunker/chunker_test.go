@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha1"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
@@ -89,8 +90,8 @@ func TestHasher(t *testing.T) {
 				var off int64
 				for i := range tor.Pieces() {
 					n := tor.PieceSize(i)
-					if tor.PieceHash(i) != sha1.Sum(data[off:off+n]) {
-						t.Errorf("piece %d has another hash", i)
+					if tor.PieceSHA1(i) != sha1.Sum(data[off:off+n]) || tor.PieceSHA256(i) != sha256.Sum256(data[off:off+n]) {
+						t.Errorf("piece %d has other hashes", i)
 					}
 					off += n
 				}
@@ -101,8 +102,8 @@ func TestHasher(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if again.InfoHash() != tor.InfoHash() {
-					t.Error("infohash changed in a round trip")
+				if again.InfoHash() != tor.InfoHash() || again.PieceRoot() != tor.PieceRoot() {
+					t.Error("infohash or piece root changed in a round trip")
 				}
 			})
 		}
@@ -207,12 +208,19 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if parsed.InfoHash() != tor.InfoHash() || parsed.Size() != 200_000 || parsed.Pieces() != 4 || parsed.PieceSize(3) != 200_000-3*minPieceLength {
+	root := tor.PieceRoot()
+	if got, want := hex.EncodeToString(root[:]), goldenPieceRoot; got != want {
+		t.Errorf("piece root %s, want %s", got, want)
+	}
+	if parsed.InfoHash() != tor.InfoHash() || parsed.PieceRoot() != root || parsed.Size() != 200_000 || parsed.Pieces() != 4 || parsed.PieceSize(3) != 200_000-3*minPieceLength {
 		t.Errorf("parsed to %+v", parsed)
 	}
 }
 
-const goldenInfoHash = "dfec7b86b64bed3843914c5e10cdcfe2bdc602d4"
+const (
+	goldenInfoHash  = "dfec7b86b64bed3843914c5e10cdcfe2bdc602d4"
+	goldenPieceRoot = "241925ce5c2ea2cc1f392bd72b70407dc8e0c527646038ec9887df7a5e6fef3d"
+)
 
 // TestOthersAgree reads the metainfo with another implementation.
 func TestOthersAgree(t *testing.T) {
@@ -235,6 +243,11 @@ func TestOthersAgree(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	h := strings.Repeat("h", 20)
+	list := "15:qs-piece-sha25632:" + strings.Repeat("H", 32)
+	info := "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "e"
+	if _, err := Parse([]byte(info + list + "e")); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct{ what, in, want string }{
 		{"nothing", "", `want "d"`},
 		{"other bytes", "hello", `want "d"`},
@@ -243,23 +256,32 @@ func TestParseRefuses(t *testing.T) {
 		{"several files", "d4:infod5:filesle4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "several files"},
 		{"v2", "d4:infod9:file treede12:meta versioni2e4:name1:f12:piece lengthi65536eee", "v2 or hybrid"},
 		{"a hybrid", "d4:infod6:lengthi1e12:meta versioni2e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "v2 or hybrid"},
-		{"a private flag", "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "7:privatei1eee", `want "ee"`},
-		{"a size of 0", "d4:infod6:lengthi0e4:name1:f12:piece lengthi65536e6:pieces0:ee", "out of bounds"},
-		{"a negative size", "d4:infod6:lengthi-1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "out of bounds"},
-		{"a huge size", "d4:infod6:lengthi9223372036854775807e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "out of bounds"},
+		{"a private flag", "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "7:privatei1eee", `want "e"`},
+		{"a size of 0", "d4:infod6:lengthi0e4:name1:f12:piece lengthi65536e6:pieces0:e" + list + "e", "out of bounds"},
+		{"a negative size", "d4:infod6:lengthi-1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "e" + list + "e", "out of bounds"},
+		{"a huge size", "d4:infod6:lengthi9223372036854775807e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "e" + list + "e", "out of bounds"},
 		{"a size over 64 bits", "d4:infod6:lengthi9223372036854775808e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "value out of range"},
 		{"an endless number", "d4:infod6:lengthi" + strings.Repeat("1", 99), "want a number"},
 		{"no number", "d4:infod6:lengthixe", "invalid syntax"},
-		{"a leading zero", "d4:infod6:lengthi01e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "not canonical"},
-		{"a signed number", "d4:infod6:lengthi+1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "not canonical"},
-		{"a traversal", "d4:infod6:lengthi1e4:name4:../f12:piece lengthi65536e6:pieces20:" + h + "ee", "one path element"},
-		{"another piece length", "d4:infod6:lengthi1e4:name1:f12:piece lengthi16384e6:pieces20:" + h + "ee", "piece length is 16384 bytes: want 65536"},
-		{"too few hashes", "d4:infod6:lengthi65537e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "ee", "want 40 for 2 pieces"},
-		{"too many hashes", "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces40:" + h + h + "ee", "want 20 for 1 pieces"},
+		{"a leading zero", "d4:infod6:lengthi01e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "e" + list + "e", "not canonical"},
+		{"a signed number", "d4:infod6:lengthi+1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "e" + list + "e", "not canonical"},
+		{"a traversal", "d4:infod6:lengthi1e4:name4:../f12:piece lengthi65536e6:pieces20:" + h + "e" + list + "e", "one path element"},
+		{"another piece length", "d4:infod6:lengthi1e4:name1:f12:piece lengthi16384e6:pieces20:" + h + "e" + list + "e", "piece length is 16384 bytes: want 65536"},
+		{"too few hashes", "d4:infod6:lengthi65537e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "e" + list + "e", "20 bytes of SHA-1s: want 40 for 2 pieces"},
+		{"too many hashes", "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces40:" + h + h + "e" + list + "e", "40 bytes of SHA-1s: want 20 for 1 pieces"},
 		{"a string past the end", "d4:infod6:lengthi1e4:name2000000000:f", "only 1 are left"},
 		{"a string of 2^63 bytes", "d4:infod6:lengthi1e4:name9223372036854775808:f", "value out of range"},
-		{"cut short", "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:" + h, `want "ee"`},
-		{"bytes after the end", "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:" + h + "eex", "1 bytes after the end"},
+		{"cut short", "d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:" + h, `want "e"`},
+		{"bytes after the end", info + list + "ex", "1 bytes after the end"},
+		{"no SHA-256s", info + "e", `no "qs-piece-sha256": without the SHA-256 of each piece`},
+		{"cut before the SHA-256s", info, "want a number"},
+		{"another key there", info + "8:url-list3:urle", `want key "qs-piece-sha256", got "url-list"`},
+		{"BEP 52's layers there", info + "12:piece layersdee", `want key "qs-piece-sha256", got "piece layers"`},
+		{"SHA-256s inside the info", info[:len(info)-1] + list + "ee", `want "e"`},
+		{"too few SHA-256s", info + "15:qs-piece-sha2560:e", "0 bytes of SHA-256s: want 32 for 1 pieces"},
+		{"too many SHA-256s", info + "15:qs-piece-sha25664:" + strings.Repeat("H", 64) + "e", "64 bytes of SHA-256s: want 32 for 1 pieces"},
+		{"SHA-256s cut short", info + list[:len(list)-1], "only 31 are left"},
+		{"SHA-256s without an end", info + list, `want "e"`},
 		{"keys out of order", "d4:infod4:name1:f6:lengthi1e12:piece lengthi65536e6:pieces20:" + h + "ee", `want key "length", got "name"`},
 	} {
 		t.Run(c.what, func(t *testing.T) {
@@ -276,6 +298,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:hhhhhhhhhhhhhhhhhhhhee"))
 	f.Add([]byte("d4:infod6:lengthi01e4:name1:f12:piece lengthi65536e6:pieces20:hhhhhhhhhhhhhhhhhhhhee"))
 	f.Add([]byte("d4:infod5:files"))
+	f.Add([]byte("d4:infod6:lengthi1e4:name1:f12:piece lengthi65536e6:pieces20:hhhhhhhhhhhhhhhhhhhhe15:qs-piece-sha25632:HHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHHe"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		tor, err := Parse(in)
 		if err != nil {

@@ -29,15 +29,13 @@ type Hasher struct {
 
 	fill    *block      // being filled, or nil
 	free    chan *block // to be filled
-	whole   chan *block // to the SHA-256
-	pieces  chan *block // to the SHA-1s
 	hashing sync.WaitGroup
 
-	sum    [sha256.Size]byte // set when hashing is done
-	hashes []byte            // likewise
+	// What hashes the stream, each on its own goroutine.
+	whole, sha1s, sha256s *summer
 }
 
-// block is a part of the file that both hashes have to see.
+// block is a part of the file that every summer has to see.
 type block struct {
 	data    []byte
 	readers atomic.Int32
@@ -55,17 +53,19 @@ func NewHasher(name string, size int64) (*Hasher, error) {
 	}
 	n := int(min(hashBuffers, (size-1)/hashBuffer+1))
 	h := &Hasher{
-		name:   name,
-		size:   size,
-		free:   make(chan *block, n),
-		whole:  make(chan *block, n),
-		pieces: make(chan *block, n),
+		name:    name,
+		size:    size,
+		free:    make(chan *block, n),
+		whole:   newSummer(sha256.New(), size, size, n),
+		sha1s:   newSummer(sha1.New(), PieceLength(size), size, n),
+		sha256s: newSummer(sha256.New(), PieceLength(size), size, n),
 	}
 	for range n {
 		h.free <- &block{data: make([]byte, 0, min(hashBuffer, size))}
 	}
-	h.hashing.Go(h.hashWhole)
-	h.hashing.Go(h.hashPieces)
+	for _, s := range h.summers() {
+		h.hashing.Go(func() { s.run(h.release) })
+	}
 	return h, nil
 }
 
@@ -96,13 +96,17 @@ func (h *Hasher) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// flush hands the block being filled to both hashes.
+func (h *Hasher) summers() [3]*summer { return [...]*summer{h.whole, h.sha1s, h.sha256s} }
+
+// flush hands the block being filled to every summer.
 func (h *Hasher) flush() {
 	b := h.fill
 	h.fill = nil
-	b.readers.Store(2)
-	h.whole <- b
-	h.pieces <- b
+	summers := h.summers()
+	b.readers.Store(int32(len(summers)))
+	for _, s := range summers {
+		s.blocks <- b
+	}
 }
 
 func (h *Hasher) release(b *block) {
@@ -110,28 +114,6 @@ func (h *Hasher) release(b *block) {
 		b.data = b.data[:0]
 		h.free <- b
 	}
-}
-
-func (h *Hasher) hashWhole() {
-	sum := sha256.New()
-	for b := range h.whole {
-		sum.Write(b.data)
-		h.release(b)
-	}
-	sum.Sum(h.sum[:0])
-}
-
-func (h *Hasher) hashPieces() {
-	p := pieceSummer{
-		hash:   sha1.New(),
-		length: PieceLength(h.size),
-		sums:   make([]byte, 0, pieceCount(h.size)*hashSize),
-	}
-	for b := range h.pieces {
-		p.write(b.data)
-		h.release(b)
-	}
-	h.hashes = p.finish()
 }
 
 // stop ends the hashing of what has been written and waits for it.
@@ -143,8 +125,9 @@ func (h *Hasher) stop() {
 	if h.fill != nil {
 		h.flush()
 	}
-	close(h.whole)
-	close(h.pieces)
+	for _, s := range h.summers() {
+		close(s.blocks)
+	}
 	h.hashing.Wait()
 }
 
@@ -158,22 +141,39 @@ func (h *Hasher) Finish() (*Torrent, [32]byte, error) {
 	if h.written != h.size {
 		return nil, [32]byte{}, fmt.Errorf("hash file %s: %d bytes written of the %d announced", h.name, h.written, h.size)
 	}
-	return newTorrent(h.name, h.size, h.hashes), h.sum, nil
+	return newTorrent(h.name, h.size, h.sha1s.sums, h.sha256s.sums), [32]byte(h.whole.sums), nil
 }
 
 // Abort releases a hasher that is not finished. It may be called twice, and
 // after Finish.
 func (h *Hasher) Abort() { h.stop() }
 
-// pieceSummer cuts a stream into pieces and appends the SHA-1 of each to sums.
-type pieceSummer struct {
+// summer cuts a stream into pieces and appends the hash of each to sums, which
+// is complete when run returns.
+type summer struct {
+	blocks chan *block
 	hash   hash.Hash
-	length int64
+	length int64 // of a piece
 	filled int64 // bytes of the piece being hashed
 	sums   []byte
 }
 
-func (s *pieceSummer) write(p []byte) {
+func newSummer(h hash.Hash, length, size int64, queue int) *summer {
+	pieces := (size-1)/length + 1
+	return &summer{blocks: make(chan *block, queue), hash: h, length: length, sums: make([]byte, 0, pieces*int64(h.Size()))}
+}
+
+func (s *summer) run(release func(*block)) {
+	for b := range s.blocks {
+		s.write(b.data)
+		release(b)
+	}
+	if s.filled > 0 { // the last piece is shorter
+		s.cut()
+	}
+}
+
+func (s *summer) write(p []byte) {
 	for len(p) > 0 {
 		n := min(s.length-s.filled, int64(len(p)))
 		s.hash.Write(p[:n])
@@ -184,16 +184,8 @@ func (s *pieceSummer) write(p []byte) {
 	}
 }
 
-func (s *pieceSummer) cut() {
+func (s *summer) cut() {
 	s.sums = s.hash.Sum(s.sums)
 	s.hash.Reset()
 	s.filled = 0
-}
-
-// finish ends the last, shorter piece.
-func (s *pieceSummer) finish() []byte {
-	if s.filled > 0 {
-		s.cut()
-	}
-	return s.sums
 }

@@ -3,6 +3,8 @@ package chunker
 import (
 	"bytes"
 	"crypto/sha1"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -11,32 +13,59 @@ import (
 	"unicode/utf8"
 )
 
+// sha256Key names the list of SHA-256s in the metainfo. Keys are in
+// alphabetical order (BEP 3).
+const sha256Key = "qs-piece-sha256"
+
+// rootDomain begins what a piece root is the hash of.
+const rootDomain = "qs-piece-root-v1\x00"
+
 // newTorrent encodes what has been validated.
-func newTorrent(name string, size int64, hashes []byte) *Torrent {
+func newTorrent(name string, size int64, sha1s, sha256s []byte) *Torrent {
 	t := &Torrent{name: name, size: size, pieceLength: PieceLength(size)}
-	b := make([]byte, 0, len(hashes)+len(name)+128)
+	b := make([]byte, 0, len(name)+len(sha1s)+len(sha256s)+160)
 	b = append(b, "d4:info"...)
 	infoAt := len(b)
 	b = append(b, "d6:lengthi"...)
 	b = strconv.AppendInt(b, size, 10)
 	b = append(b, "e4:name"...)
-	b = strconv.AppendInt(b, int64(len(name)), 10)
-	b = append(b, ':')
-	b = append(b, name...)
+	b = appendString(b, name)
 	b = append(b, "12:piece lengthi"...)
 	b = strconv.AppendInt(b, t.pieceLength, 10)
 	b = append(b, "e6:pieces"...)
-	b = strconv.AppendInt(b, int64(len(hashes)), 10)
-	b = append(b, ':')
-	hashesAt := len(b)
-	b = append(b, hashes...)
-	b = append(b, "ee"...)
+	b = appendString(b, sha1s)
+	sha1sEnd := len(b)
+	b = append(b, 'e')
+	infoEnd := len(b)
+	b = appendString(b, sha256Key)
+	b = appendString(b, sha256s)
+	sha256sEnd := len(b)
+	b = append(b, 'e')
 
 	t.metainfo = b
-	t.info = b[infoAt : len(b)-1 : len(b)-1]
-	t.hashes = b[hashesAt : len(b)-2 : len(b)-2]
+	t.info = b[infoAt:infoEnd:infoEnd]
+	t.sha1s = b[sha1sEnd-len(sha1s) : sha1sEnd : sha1sEnd]
+	t.sha256s = b[sha256sEnd-len(sha256s) : sha256sEnd : sha256sEnd]
 	t.infoHash = sha1.Sum(t.info)
+	t.root = pieceRoot(size, t.pieceLength, t.sha256s)
 	return t
+}
+
+func appendString[S []byte | string](b []byte, s S) []byte {
+	b = strconv.AppendInt(b, int64(len(s)), 10)
+	b = append(b, ':')
+	return append(b, s...)
+}
+
+func pieceRoot(size, pieceLength int64, sha256s []byte) (root [sha256.Size]byte) {
+	h := sha256.New()
+	head := append(make([]byte, 0, len(rootDomain)+16), rootDomain...)
+	head = binary.BigEndian.AppendUint64(head, uint64(size))
+	head = binary.BigEndian.AppendUint64(head, uint64(pieceLength))
+	h.Write(head)
+	h.Write(sha256s)
+	h.Sum(root[:0])
+	return root
 }
 
 // pieceCount returns how many pieces a file of size bytes has.
@@ -91,8 +120,14 @@ func parse(metainfo []byte) (*Torrent, error) {
 	d.key("piece length")
 	pieceLength := d.integer()
 	d.key("pieces")
-	hashes := d.str()
-	d.expect("ee")
+	sha1s := d.str()
+	d.expect("e")
+	if d.err == nil && bytes.HasPrefix(d.in[d.pos:], []byte("e")) {
+		d.fail("no %q: without the SHA-256 of each piece the file can not be verified; another program made this torrent, or an old version", sha256Key)
+	}
+	d.key(sha256Key)
+	sha256s := d.str()
+	d.expect("e")
 	d.end()
 	if d.err != nil {
 		return nil, d.err
@@ -107,12 +142,16 @@ func parse(metainfo []byte) (*Torrent, error) {
 	if want := PieceLength(size); pieceLength != want {
 		return nil, fmt.Errorf("piece length is %d bytes: want %d for a file of %d bytes", pieceLength, want, size)
 	}
-	if want := pieceCount(size); int64(len(hashes)) != want*hashSize {
-		return nil, fmt.Errorf("%d bytes of piece hashes: want %d for %d pieces", len(hashes), want*hashSize, want)
+	n := pieceCount(size)
+	if want := n * sha1.Size; int64(len(sha1s)) != want {
+		return nil, fmt.Errorf("%d bytes of SHA-1s: want %d for %d pieces", len(sha1s), want, n)
+	}
+	if want := n * sha256.Size; int64(len(sha256s)) != want {
+		return nil, fmt.Errorf("%d bytes of SHA-256s: want %d for %d pieces", len(sha256s), want, n)
 	}
 	// The infohash is over the exact bytes, so they must be the ones that
 	// everybody else would write.
-	t := newTorrent(string(name), size, hashes)
+	t := newTorrent(string(name), size, sha1s, sha256s)
 	if !bytes.Equal(t.metainfo, metainfo) {
 		return nil, errors.New("not canonical: the same values encode to other bytes")
 	}

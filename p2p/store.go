@@ -2,10 +2,10 @@ package p2p
 
 import (
 	"context"
-	"crypto/sha1"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
+	"hash"
 	"os"
 	"slices"
 	"sync"
@@ -26,11 +26,15 @@ import (
 // sees the store as its storage, and whole, by put. Whatever the way, a piece
 // becomes good here and nowhere else, once its hash was right, and what is good
 // is not written again.
+//
+// Good means that its SHA-256 is the one in the torrent, which the manifest
+// binds. It is computed from the very bytes that are written, block by block, so
+// that a piece whose blocks came in order is not read again.
 type store struct {
-	torrent *chunker.Torrent
-	file    durable.File
-	watcher storeWatcher
-	writing []sync.Mutex // by piece: held while its bytes are written or hashed
+	torrent  *chunker.Torrent
+	file     durable.File
+	watcher  storeWatcher
+	incoming []incoming // by piece
 
 	complete chan struct{} // closed once every piece is good
 
@@ -58,7 +62,7 @@ type storeWatcher interface {
 
 func newStore(t *chunker.Torrent, f durable.File, good []bool, w storeWatcher) *store {
 	s := &store{
-		torrent: t, file: f, watcher: w, writing: make([]sync.Mutex, t.Pieces()),
+		torrent: t, file: f, watcher: w, incoming: make([]incoming, t.Pieces()),
 		complete: make(chan struct{}), good: good,
 	}
 	for i, ok := range good {
@@ -151,6 +155,30 @@ func (s *store) OpenTorrent(context.Context, *metainfo.Info, metainfo.Hash) (sto
 	}, nil
 }
 
+// incoming is a piece while it comes block by block.
+type incoming struct {
+	mu   sync.Mutex // held while the piece's bytes are written or hashed; before store.mu
+	sum  hash.Hash  // of its first upTo bytes, as they were written; nil if upTo is 0
+	upTo int64
+}
+
+// wrote follows a write at off. Only what continues the hashed bytes is hashed
+// now. Should some of those have been written anew, they are read again later.
+func (in *incoming) wrote(b []byte, off int64) {
+	switch {
+	case off < in.upTo:
+		in.forget()
+	case off == in.upTo:
+		if in.sum == nil {
+			in.sum = sha256.New()
+		}
+		in.sum.Write(b)
+		in.upTo += int64(len(b))
+	}
+}
+
+func (in *incoming) forget() { in.sum, in.upTo = nil, 0 }
+
 // storePiece implements storage.PieceImpl and storage.SelfHashing.
 type storePiece struct {
 	*store
@@ -198,16 +226,20 @@ func (s *store) bad() []int {
 // WriteAt takes a block. One that comes too late is dropped: the client's peers
 // must not overwrite what is good.
 func (p storePiece) WriteAt(b []byte, off int64) (int, error) {
-	p.writing[p.i].Lock()
-	defer p.writing[p.i].Unlock()
+	in := &p.incoming[p.i]
+	in.mu.Lock()
+	defer in.mu.Unlock()
 	if p.isGood(p.i) {
 		return len(b), nil
 	}
 	n, err := p.file.WriteAt(b, p.offset()+off)
 	if err != nil {
+		in.forget()
 		p.watcher.storeFailed(err)
+		return n, err
 	}
-	return n, err
+	in.wrote(b, off)
+	return n, nil
 }
 
 // put takes a whole piece, which came another way than through the client. What
@@ -218,10 +250,12 @@ func (s *store) put(i int, data []byte, from torrent.PeerID) (good bool, err err
 		s.watcher.pieceArrived(i, from, false, !s.isGood(i))
 		return false, nil
 	}
-	s.writing[i].Lock()
-	defer s.writing[i].Unlock()
+	in := &s.incoming[i]
+	in.mu.Lock()
+	defer in.mu.Unlock()
 	missing := !s.isGood(i)
 	if missing {
+		in.forget()
 		if _, err := s.file.WriteAt(data, int64(i)*s.torrent.PieceLength()); err != nil {
 			err = fmt.Errorf("write piece %d: %w", i, err)
 			s.watcher.storeFailed(err)
@@ -255,31 +289,51 @@ func (p storePiece) Completion() storage.Completion {
 
 var hashBuffers = sync.Pool{New: func() any { return new([blockSize]byte) }}
 
-// SelfHash hashes a piece whose blocks have all been written.
+// SelfHash verifies a piece whose blocks have all been written. The client wants
+// to know the SHA-1, to compare it with the one in the torrent. It gets that one
+// if the SHA-256 is right: both lists were made from the same bytes and are
+// bound by the manifest, the one by the infohash and the other by the piece
+// root, so a piece with the right SHA-256 has the right SHA-1; and a piece with
+// only the right SHA-1 is not to be accepted.
 func (p storePiece) SelfHash() (metainfo.Hash, error) {
-	p.writing[p.i].Lock()
-	defer p.writing[p.i].Unlock()
+	in := &p.incoming[p.i]
+	in.mu.Lock()
+	defer in.mu.Unlock()
 	if p.isGood(p.i) { // put was faster
-		return p.torrent.PieceHash(p.i), nil
+		return p.torrent.PieceSHA1(p.i), nil
 	}
-	buf := hashBuffers.Get().(*[blockSize]byte)
-	defer hashBuffers.Put(buf)
-	sum := sha1.New()
-	r := io.NewSectionReader(p.file, p.offset(), p.torrent.PieceSize(p.i))
-	n, err := io.CopyBuffer(struct{ io.Writer }{sum}, struct{ io.Reader }{r}, buf[:])
-	if err == nil && n != p.torrent.PieceSize(p.i) {
-		err = io.ErrUnexpectedEOF
-	}
-	if err != nil {
+	defer in.forget()
+	if err := p.readBack(in); err != nil {
 		err = fmt.Errorf("read back piece %d: %w", p.i, err)
 		p.watcher.storeFailed(err)
 		return metainfo.Hash{}, err
 	}
-	hash := metainfo.Hash(sum.Sum(nil))
-	good := [20]byte(hash) == p.torrent.PieceHash(p.i)
+	good := [sha256.Size]byte(in.sum.Sum(nil)) == p.torrent.PieceSHA256(p.i)
 	p.watcher.pieceChecked(p.i, good)
-	p.mark(p.i, good)
-	return hash, nil
+	if !good {
+		return metainfo.Hash{}, nil // the SHA-1 of nothing known
+	}
+	p.mark(p.i, true)
+	return p.torrent.PieceSHA1(p.i), nil
+}
+
+// readBack hashes what was not hashed when it was written, because it came
+// before what precedes it in the piece.
+func (p storePiece) readBack(in *incoming) error {
+	size := p.torrent.PieceSize(p.i)
+	if in.upTo == size {
+		return nil
+	}
+	buf := hashBuffers.Get().(*[blockSize]byte)
+	defer hashBuffers.Put(buf)
+	for in.upTo < size {
+		b := buf[:min(blockSize, size-in.upTo)]
+		if n, err := p.file.ReadAt(b, p.offset()+in.upTo); n < len(b) {
+			return err
+		}
+		in.wrote(b, in.upTo)
+	}
+	return nil
 }
 
 // lacksAnyOf reports whether one of the pieces is missing here.

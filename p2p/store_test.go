@@ -3,10 +3,12 @@ package p2p
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -93,7 +95,7 @@ func (s *storeUnderTest) selfHash(t *testing.T, i int, good bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := sum == metainfo.Hash(s.store.torrent.PieceHash(i)); got != good {
+	if got := sum == metainfo.Hash(s.store.torrent.PieceSHA1(i)); got != good {
 		t.Errorf("piece %d: the client is told %t, want %t", i, got, good)
 	}
 	if s.isGood(i) != good || s.piece(i).Completion().Complete != good {
@@ -210,6 +212,102 @@ func TestPutAmongBlocks(t *testing.T) {
 			s.content(t, 0, s.of(0))
 			s.close()
 		}
+	})
+}
+
+// readCounter counts what is read of files.
+type readCounter struct {
+	durable.FS
+	bytes atomic.Int64
+}
+
+func (r *readCounter) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	f, err := r.FS.OpenFile(name, flag, perm)
+	return &countedFile{f, r}, err
+}
+
+type countedFile struct {
+	durable.File
+	fs *readCounter
+}
+
+func (f *countedFile) ReadAt(p []byte, off int64) (int, error) {
+	n, err := f.File.ReadAt(p, off)
+	f.fs.bytes.Add(int64(n))
+	return n, err
+}
+
+// TestBlocks receives a piece block by block.
+func TestBlocks(t *testing.T) {
+	const all = 64 << 10
+	const q = all / 4
+	p := newPayload(t, 2*all+100)
+	type block struct {
+		from, to int64
+		flip     byte // damages it
+	}
+	for _, c := range []struct {
+		name     string
+		blocks   []block
+		good     bool
+		readBack int64 // bytes of the file that had to be read
+	}{
+		{"at once", []block{{0, all, 0}}, true, 0},
+		{"in order", []block{{0, q, 0}, {q, 2 * q, 0}, {2 * q, 3 * q, 0}, {3 * q, all, 0}}, true, 0},
+		{"of odd lengths", []block{{0, 1, 0}, {1, 100, 0}, {100, all, 0}}, true, 0},
+		{"backwards", []block{{3 * q, all, 0}, {2 * q, 3 * q, 0}, {q, 2 * q, 0}, {0, q, 0}}, true, 3 * q},
+		{"two peers interleaved", []block{{0, q, 0}, {2 * q, 3 * q, 0}, {q, 2 * q, 0}, {3 * q, all, 0}}, true, 2 * q},
+		{"first block damaged", []block{{0, q, 1}, {q, all, 0}}, false, 0},
+		{"last block damaged", []block{{0, 3 * q, 0}, {3 * q, all, 0x80}}, false, 0},
+		{"early block damaged", []block{{2 * q, all, 1}, {0, 2 * q, 0}}, false, 2 * q},
+		{"hashed block sent again, mended", []block{{0, q, 1}, {q, 2 * q, 0}, {0, q, 0}, {2 * q, all, 0}}, true, all},
+		{"hashed block sent again, damaged", []block{{0, q, 0}, {q, 2 * q, 0}, {0, q, 1}, {2 * q, all, 0}}, false, all},
+		{"block not hashed sent again, damaged", []block{{2 * q, all, 0}, {2 * q, all, 1}, {0, 2 * q, 0}}, false, 2 * q},
+		{"overlapping", []block{{0, 2 * q, 0}, {q, 3 * q, 0}, {3 * q, all, 0}}, true, all},
+		{"with a hole", []block{{0, q, 0}, {2 * q, all, 0}}, false, 3 * q},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			reads := &readCounter{FS: durable.OS}
+			s := newStoreUnderTest(t, p, reads)
+			for _, b := range c.blocks {
+				s.write(t, 1, b.from, b.to, b.flip)
+			}
+			s.selfHash(t, 1, c.good)
+			s.witness.expect(t, fmt.Sprintf("checked 1 %t", c.good))
+			if got := reads.bytes.Load(); got != c.readBack {
+				t.Errorf("%d bytes were read back, want %d", got, c.readBack)
+			}
+			if in := &s.incoming[1]; in.sum != nil || in.upTo != 0 {
+				t.Error("the hash was not forgotten")
+			}
+			if c.good {
+				s.content(t, 1, s.of(1))
+				return
+			}
+			// The next attempt starts afresh.
+			s.write(t, 1, 0, all, 0)
+			s.selfHash(t, 1, true)
+			s.content(t, 1, s.of(1))
+		})
+	}
+	t.Run("the last, short piece", func(t *testing.T) {
+		s := newStoreUnderTest(t, p, durable.OS)
+		s.write(t, 2, 50, 100, 0)
+		s.write(t, 2, 0, 50, 0)
+		s.selfHash(t, 2, true)
+	})
+	t.Run("two peers at the same time", func(t *testing.T) {
+		s := newStoreUnderTest(t, p, durable.OS)
+		var peers sync.WaitGroup
+		for parity := range int64(2) {
+			peers.Go(func() {
+				for from := parity * 1024; from < all; from += 2048 {
+					s.write(t, 1, from, from+1024, 0)
+				}
+			})
+		}
+		peers.Wait()
+		s.selfHash(t, 1, true)
 	})
 }
 

@@ -2,14 +2,12 @@ package snapshot
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/qs-peer/qs-peer/chunker"
 )
@@ -20,9 +18,15 @@ func (r *Repo) Partial(m *Manifest) string {
 }
 
 // Adopt completes a snapshot that was fetched to Partial: it verifies that
-// manifest and torrent agree, and the file's size and SHA-256, fsyncs and
-// renames. A file that does not match is an error and is left where it is. The
+// manifest and torrent agree, and the file's size, fsyncs and renames. The
 // partial files of older snapshots, which nobody will want any more, are removed.
+//
+// It does not read the file. The caller vouches that this process verified every
+// piece of it against t, when it arrived or, if it was there before, by reading
+// it; p2p.Swarm.Fetch returns only then. Since the manifest binds t's list of
+// SHA-256s by its root, the file is the one that the manifest describes. A
+// process that finds the snapshot on disk later can not know that: it has to
+// call Verify.
 func (r *Repo) Adopt(ctx context.Context, m *Manifest, t *chunker.Torrent) (*Snapshot, error) {
 	ctx, done, err := r.enter(ctx)
 	if err != nil {
@@ -57,13 +61,6 @@ func (r *Repo) adopt(ctx context.Context, m *Manifest, t *chunker.Torrent) (*Sna
 	if err := m.checkSize(size); err != nil {
 		return nil, err
 	}
-	sum := sha256.New()
-	if err := readAll(ctx, f, size, sum); err != nil {
-		return nil, err
-	}
-	if err := m.checkSum(sum); err != nil {
-		return nil, err
-	}
 	s, err := r.publish(m, t, path)
 	if err != nil {
 		return nil, err
@@ -87,8 +84,8 @@ func (r *Repo) removeParts(upTo uint64) error {
 	return nil
 }
 
-// Verify reads a snapshot's file and compares size, pieces and SHA-256 with the
-// manifest.
+// Verify reads a snapshot's file, on all cores, and compares its size and the
+// SHA-256 of every piece with those that the manifest binds.
 func (s *Snapshot) Verify(ctx context.Context) error {
 	f, err := os.Open(s.Path)
 	if err != nil {
@@ -99,60 +96,22 @@ func (s *Snapshot) Verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m := &s.Manifest
-	if err := m.checkSize(info.Size()); err != nil {
+	if err := s.Manifest.checkSize(info.Size()); err != nil {
 		return err
 	}
-	// Hashing the file anew gives pieces and SHA-256 in one read.
-	h, err := chunker.NewHasher(s.Torrent.Name(), m.Size)
+	good, err := s.Torrent.Check(ctx, f, nil)
 	if err != nil {
 		return err
 	}
-	defer h.Abort()
-	if err := readAll(ctx, f, m.Size, h); err != nil {
-		return err
-	}
-	t, sum, err := h.Finish()
-	if err != nil {
-		return err
-	}
-	if t.InfoHash() == m.InfoHash && sum == m.SHA256 {
+	first := slices.Index(good, false)
+	if first < 0 {
 		return nil
 	}
-	if t.PieceLength() != s.Torrent.PieceLength() {
-		return fmt.Errorf("the file's SHA-256 is %x; its manifest says %x", sum, m.SHA256)
-	}
-	var bad, first int
-	for i := t.Pieces() - 1; i >= 0; i-- {
-		if t.PieceHash(i) != s.Torrent.PieceHash(i) {
-			bad, first = bad+1, i
+	bad := 0
+	for _, ok := range good {
+		if !ok {
+			bad++
 		}
 	}
-	return fmt.Errorf("the file is altered: %d of %d pieces are bad, the first at offset %d", bad, t.Pieces(), int64(first)*t.PieceLength())
-}
-
-func (m *Manifest) checkSum(h hash.Hash) error {
-	if got := [sha256.Size]byte(h.Sum(nil)); got != m.SHA256 {
-		return fmt.Errorf("the file's SHA-256 is %x; its manifest says %x", got, m.SHA256)
-	}
-	return nil
-}
-
-// readAll copies size bytes of f to w until ctx ends.
-func readAll(ctx context.Context, f io.ReaderAt, size int64, w io.Writer) error {
-	buf := make([]byte, 1<<20)
-	for off := int64(0); off < size; {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		part := buf[:min(int64(len(buf)), size-off)]
-		if n, err := f.ReadAt(part, off); n < len(part) {
-			return fmt.Errorf("read at offset %d: %w", off+int64(n), err)
-		}
-		if _, err := w.Write(part); err != nil {
-			return err
-		}
-		off += int64(len(part))
-	}
-	return nil
+	return fmt.Errorf("the file is altered: %d of %d pieces are bad, the first at offset %d", bad, len(good), int64(first)*s.Torrent.PieceLength())
 }

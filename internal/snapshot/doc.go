@@ -37,6 +37,7 @@
 //	sha256 64 hexadecimal digits
 //	infohash 40 hexadecimal digits
 //	piece-length BYTES
+//	piece-root 64 hexadecimal digits: over the SHA-256 of every piece (see package chunker)
 //
 // Every field follows from the log up to pos, so two managers at one position
 // write the same manifest, to the byte. Numbers have no leading zeros, digits

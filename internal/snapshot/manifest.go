@@ -31,6 +31,9 @@ type Manifest struct {
 	SHA256      [32]byte  // of the file
 	InfoHash    chunker.InfoHash
 	PieceLength int64 // in bytes
+	// PieceRoot binds the SHA-256 of every piece (chunker.Torrent.PieceRoot):
+	// by it pieces are verified as they arrive.
+	PieceRoot [32]byte
 }
 
 // Encode returns the manifest's text.
@@ -46,6 +49,7 @@ func (m *Manifest) Encode() []byte {
 	fmt.Fprintln(&b, "sha256", hex.EncodeToString(m.SHA256[:]))
 	fmt.Fprintln(&b, "infohash", m.InfoHash)
 	fmt.Fprintln(&b, "piece-length", m.PieceLength)
+	fmt.Fprintln(&b, "piece-root", hex.EncodeToString(m.PieceRoot[:]))
 	return b.Bytes()
 }
 
@@ -71,6 +75,7 @@ func ParseManifest(text []byte) (*Manifest, error) {
 		SHA256:      parse(&p, "sha256", parseSHA256),
 		InfoHash:    parse(&p, "infohash", chunker.ParseInfoHash),
 		PieceLength: parse(&p, "piece-length", parsePositive),
+		PieceRoot:   parse(&p, "piece-root", parseSHA256),
 	}
 	switch {
 	case p.err != nil:
@@ -99,6 +104,8 @@ func (m *Manifest) Matches(t *chunker.Torrent) error {
 		return fmt.Errorf("the torrent's file is %d bytes long, the manifest's %d", t.Size(), m.Size)
 	case t.PieceLength() != m.PieceLength:
 		return fmt.Errorf("the torrent's pieces are %d bytes long, the manifest's %d", t.PieceLength(), m.PieceLength)
+	case t.PieceRoot() != m.PieceRoot:
+		return fmt.Errorf("the torrent's list of SHA-256s has the root %x, the manifest's is %x", t.PieceRoot(), m.PieceRoot)
 	case t.Name() != want:
 		return fmt.Errorf("the torrent's file is called %q, the manifest's %q", clip(t.Name()), want)
 	}
@@ -109,7 +116,7 @@ func (m *Manifest) Matches(t *chunker.Torrent) error {
 func newManifest(info lmdbstore.SnapshotInfo, t *chunker.Torrent, sum [32]byte) Manifest {
 	return Manifest{
 		Dataset: info.Dataset, Pos: info.Pos, Time: info.Time.UTC(), Format: info.Format, Pairs: info.Pairs,
-		Size: info.Size, SHA256: sum, InfoHash: t.InfoHash(), PieceLength: t.PieceLength(),
+		Size: info.Size, SHA256: sum, InfoHash: t.InfoHash(), PieceLength: t.PieceLength(), PieceRoot: t.PieceRoot(),
 	}
 }
 

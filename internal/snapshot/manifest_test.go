@@ -28,6 +28,7 @@ func exampleManifest() *Manifest {
 		SHA256:      sha256.Sum256([]byte("file")),
 		InfoHash:    chunker.InfoHash(bytes.Repeat([]byte{0xab}, 20)),
 		PieceLength: 1 << 18,
+		PieceRoot:   sha256.Sum256([]byte("pieces")),
 	}
 }
 
@@ -90,6 +91,8 @@ func TestManifestRefused(t *testing.T) {
 		"no dataset":           {replace(strings.Repeat("d5", 16), strings.Repeat("00", 16)), "no dataset"},
 		"position 0":           {replace("pos 8123/", "pos 0/"), "where there is nothing"},
 		"odd piece length":     {replace("piece-length 262144", "piece-length 262143"), "power of two"},
+		"no piece root":        {good[:strings.Index(good, "piece-root")], `line 11 is ""; want "piece-root"`},
+		"short piece root":     {replace("piece-root ", "piece-root 00"), "line 11 (piece-root): want 64 hexadecimal"},
 		"longer than allowed":  {good + strings.Repeat("x", MaxManifest), "at most 4096"},
 		"value from elsewhere": {replace("sha256 ", "sha256 00"), "64 hexadecimal"},
 	} {
