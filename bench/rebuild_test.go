@@ -1,15 +1,11 @@
 package bench
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -45,13 +41,14 @@ func rebuild(b *testing.B, bin string, size int, figures figures) {
 	defer f.Close()
 	m, err := f.Start(b.Context(), "manager", "m")
 	check(b, err)
-	load(b, m, size)
+	check(b, load(b.Context(), m, int64(size), func(int64) {}))
 	peakMint := watchMemory(b, m)
 	var snap struct{ Size int64 }
 	post(b, m, "/v1/snapshots", nil, &snap)
 	minting := peakMint()
 
-	cpuBefore := cpu(b, m)
+	cpuBefore, err := processTime(m.PID())
+	check(b, err)
 	names := []string{"m"}
 	var workers []*fleet.Node
 	b.StartTimer()
@@ -66,10 +63,14 @@ func rebuild(b *testing.B, bin string, size int, figures figures) {
 	check(b, err)
 	took := time.Since(began)
 	b.StopTimer()
-	used := cpu(b, m) - cpuBefore
+	used, err := processTime(m.PID())
+	check(b, err)
+	used -= cpuBefore
 	var fromManager int64
 	for _, w := range workers {
-		used += cpu(b, w)
+		t, err := processTime(w.PID())
+		check(b, err)
+		used += t
 		fromManager += members[w.Name].BytesFromManagers
 	}
 	figures.cost("s/rebuild", took.Seconds())
@@ -80,43 +81,9 @@ func rebuild(b *testing.B, bin string, size int, figures figures) {
 	b.ReportMetric(float64(snap.Size)/(1<<20), "snapshot-MiB")
 }
 
-// load puts about size bytes of 1 KiB pairs.
-func load(b *testing.B, m *fleet.Node, size int) {
-	b.Helper()
-	type op struct {
-		Op    string `json:"op"`
-		Key   string `json:"key"`
-		Value string `json:"value"`
-	}
-	rng := rand.New(rand.NewPCG(5, 6))
-	const perEntry = 2000
-	for done := 0; done < size; done += perEntry << 10 {
-		ops := make([]op, perEntry)
-		for i := range ops {
-			// Digits do not compress to nothing, and need no escaping.
-			value := make([]byte, 0, 1024)
-			for len(value) < 980 {
-				value = strconv.AppendUint(value, rng.Uint64(), 36)
-			}
-			ops[i] = op{"put", fmt.Sprintf("bench/%016x", rng.Uint64()), string(value)}
-		}
-		post(b, m, "/v1/txn", map[string]any{"ops": ops}, nil)
-	}
-}
-
 func post(b *testing.B, n *fleet.Node, path string, body, answer any) {
 	b.Helper()
-	text, err := json.Marshal(body)
-	check(b, err)
-	resp, err := http.Post("http://"+n.Addrs.HTTP+path, "application/json", bytes.NewReader(text))
-	check(b, err)
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b.Fatalf("POST %s: %s", path, resp.Status)
-	}
-	if answer != nil {
-		check(b, json.NewDecoder(resp.Body).Decode(answer))
-	}
+	check(b, n.Call(b.Context(), http.MethodPost, path, body, answer))
 }
 
 // watchMemory samples RssAnon until the function it returns is called, which
@@ -131,7 +98,7 @@ func watchMemory(b *testing.B, nodes ...*fleet.Node) (peak func() float64) {
 		var most float64
 		for {
 			for _, n := range nodes {
-				most = max(most, rssAnon(n.PID()))
+				most = max(most, float64(processMemory(n.PID()).anon)/(1<<20))
 			}
 			select {
 			case <-tick.C:
@@ -145,32 +112,4 @@ func watchMemory(b *testing.B, nodes ...*fleet.Node) (peak func() float64) {
 		cancel()
 		return <-result
 	}
-}
-
-func rssAnon(pid int) float64 {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0 // it has just ended
-	}
-	for line := range strings.Lines(string(status)) {
-		if kib, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			n, _ := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(kib), "kB")), 64)
-			return n / 1024
-		}
-	}
-	return 0
-}
-
-// cpu returns the processor time that a running node has used.
-func cpu(b *testing.B, n *fleet.Node) time.Duration {
-	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", n.PID()))
-	check(b, err)
-	// Fields 14 and 15, counted behind the name in parentheses, in ticks of 10 ms.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	user, err := strconv.Atoi(fields[11])
-	check(b, err)
-	system, err := strconv.Atoi(fields[12])
-	check(b, err)
-	return time.Duration(user+system) * 10 * time.Millisecond
 }

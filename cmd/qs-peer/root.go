@@ -113,7 +113,7 @@ To see it work: qs-peer demo`,
 	}
 	add(nodes, newDemo(), newManager(), newWorker())
 	add(data, newGet(), newPut(), newDel(), newScan(), newImport(), newExport())
-	add(operate, newStatus(), newSnapshot(), newVerify(), newVersion())
+	add(operate, newStatus(), newSnapshot(), newVerify(), newBench(), newVersion())
 	return root
 }
 

@@ -1,6 +1,6 @@
-// Package fleet runs real qs-peer processes on loopback, each with a data
-// directory of its own below one directory. The demo, the end-to-end run and
-// the benches use it. It observes nodes only as anybody could: through their
+// Package fleet runs real qs-peer processes, on loopback or in places of the
+// caller's, each with a data directory of its own below one directory. The demo,
+// the end-to-end run and the benches use it. It observes nodes only as anybody could: through their
 // addrs.json, their HTTP status and their exit codes.
 package fleet
 
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,6 +48,8 @@ type Node struct {
 	Log   string // the file that gets its output, of all its lives
 	Addrs Addrs
 
+	place  Place
+	client *http.Client
 	args   []string
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -103,11 +106,16 @@ func (f *Fleet) contacts(without string) string {
 	return strings.Join(addrs, ",")
 }
 
-// Start runs a node on free ports and waits until it listens. It joins nodes
-// that run, if there are any. A name that ran before starts again on what
-// its data directory holds, at the addresses it had, as a configured node does,
-// and with the same extra arguments if none are given.
+// Start runs a node on loopback, see StartAt.
 func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (*Node, error) {
+	return f.StartAt(ctx, Loopback, role, name, extra...)
+}
+
+// StartAt runs a node on free ports of a place and waits until it listens. It
+// joins nodes that run, if there are any. A name that ran before starts again on
+// what its data directory holds, at the addresses it had, as a configured node
+// does, and with the same extra arguments if none are given.
+func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra ...string) (*Node, error) {
 	f.mu.Lock()
 	n := f.nodes[name]
 	if n == nil {
@@ -115,16 +123,25 @@ func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (
 		f.nodes[name] = n
 	}
 	f.mu.Unlock()
+	n.moveTo(at)
 	if len(extra) > 0 {
 		n.args = extra
 	}
 
 	args := []string{role, "--data", n.Data, "--name", name}
-	for _, l := range []struct{ flag, before string }{
-		{"--gossip-addr", n.Addrs.Gossip}, {"--swarm-addr", n.Addrs.Swarm}, {"--peer-addr", n.Addrs.Peer},
-		{"--http-addr", n.Addrs.HTTP}, {"--resp-addr", n.Addrs.RESP},
+	ip := at.Addr()
+	for _, l := range []struct {
+		flag, before string
+		ip           netip.Addr
+	}{
+		{"--gossip-addr", n.Addrs.Gossip, ip}, {"--swarm-addr", n.Addrs.Swarm, ip}, {"--peer-addr", n.Addrs.Peer, ip},
+		// Only we talk to these, and not over what joins the places.
+		{"--http-addr", n.Addrs.HTTP, localhost}, {"--resp-addr", n.Addrs.RESP, localhost},
 	} {
-		args = append(args, l.flag, cmp.Or(l.before, "127.0.0.1:0"))
+		args = append(args, l.flag, cmp.Or(l.before, netip.AddrPortFrom(l.ip, 0).String()))
+	}
+	if !ip.IsLoopback() {
+		args = append(args, "--insecure")
 	}
 	if join := f.contacts(name); join != "" {
 		args = append(args, "--join", join)
@@ -144,7 +161,7 @@ func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (
 	// Its own process group, so that a Ctrl-C at the terminal reaches only us,
 	// and no life beyond ours.
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := n.cmd.Start(); err != nil {
+	if err := at.Start(n.cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	n.exited = make(chan struct{})
@@ -228,28 +245,15 @@ func (f *Fleet) Close() {
 	defer f.mu.Unlock()
 	for _, n := range f.nodes {
 		n.Kill()
+		n.http().CloseIdleConnections()
 	}
 }
 
-var client = &http.Client{Timeout: 10 * time.Second}
-
 // Status returns the fleet as the node sees it, by name.
 func (n *Node) Status(ctx context.Context) (map[string]Member, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.Addrs.HTTP+"/v1/status", nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("GET %s: %s", req.URL, resp.Status)
-	}
 	var s struct{ Members []Member }
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
-		return nil, fmt.Errorf("GET %s: %w", req.URL, err)
+	if err := n.Call(ctx, http.MethodGet, "/v1/status", nil, &s); err != nil {
+		return nil, err
 	}
 	members := make(map[string]Member, len(s.Members))
 	for _, m := range s.Members {

@@ -33,8 +33,9 @@ var allowed = map[string][]string{
 	"internal/replica":           {"txlog", "chunker"},
 	"internal/peer": {"txlog", "chunker", "lmdbstore", "p2p", "gossip", "internal/snapshot",
 		"internal/replica", "internal/durable"},
-	"cmd/qs-peer":     {"internal/peer", "internal/fleet", "gossip", "txlog", "chunker", "lmdbstore", "internal/snapshot", "internal/durable"},
+	"cmd/qs-peer":     {"bench", "bench/lab", "internal/peer", "internal/fleet", "gossip", "txlog", "chunker", "lmdbstore", "internal/snapshot", "internal/durable"},
 	"bench":           {"*"},
+	"bench/lab":       {},
 	"internal/fleet":  {},
 	"internal/e2e":    {"internal/fleet"},
 	"internal/layers": {},
@@ -50,6 +51,7 @@ var homes = map[string][]string{
 	"github.com/vbauerster/":      {"cmd/qs-peer"},
 	"go.yaml.in/":                 {"cmd/qs-peer"},
 	"github.com/klauspost/":       {"p2p"},
+	"github.com/vishvananda/":     {"bench/lab"},
 }
 
 type pkg struct {

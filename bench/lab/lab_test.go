@@ -1,0 +1,298 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func newNetwork(t *testing.T) *Network {
+	t.Helper()
+	n, err := New()
+	if errors.Is(err, ErrNotPermitted) {
+		t.Skip(err)
+	}
+	check(t, err)
+	t.Cleanup(func() { check(t, n.Close()) })
+	return n
+}
+
+func addHost(t *testing.T, n *Network, colo string, l Link) *Host {
+	t.Helper()
+	h, err := n.AddHost(colo, l)
+	check(t, err)
+	return h
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// transfer sends bytes from one host to another for a while and returns how many
+// arrived a second, once the buckets are empty.
+func transfer(t *testing.T, from, to *Host, d time.Duration) float64 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d+10*time.Second)
+	defer cancel()
+	ln, err := to.Listen(ctx, "tcp", net.JoinHostPort(to.Addr().String(), "0"))
+	check(t, err)
+	defer ln.Close()
+	sending := make(chan error, 1)
+	go func() {
+		conn, err := from.Dial(ctx, "tcp", ln.Addr().String())
+		if err != nil {
+			sending <- err
+			return
+		}
+		defer conn.Close()
+		block := make([]byte, 256<<10)
+		for err == nil {
+			_, err = conn.Write(block)
+		}
+		sending <- nil // it ends when the other end closes
+	}()
+	conn, err := ln.Accept()
+	check(t, err)
+	var got int
+	var begun time.Time
+	block := make([]byte, 256<<10)
+	for warm := time.Now().Add(300 * time.Millisecond); begun.IsZero() || time.Since(begun) < d; {
+		k, err := conn.Read(block)
+		check(t, err)
+		if begun.IsZero() {
+			if time.Now().After(warm) {
+				begun = time.Now()
+			}
+			continue
+		}
+		got += k
+	}
+	took := time.Since(begun)
+	check(t, conn.Close())
+	check(t, <-sending)
+	return float64(got) / took.Seconds()
+}
+
+const mbit = 1e6 / 8
+
+// perFrame is the share of payload in a full frame of TCP: 1500 bytes less 52 of
+// headers with timestamps, and 14 of Ethernet.
+const perFrame = 1448.0 / 1514
+
+// A link holds the rate it was given, whichever end limits it.
+func TestRateIsHeld(t *testing.T) {
+	for _, c := range []struct {
+		name             string
+		up, down, colo   Rate
+		want             float64 // of frames
+		sameColo, toCore bool
+	}{
+		{name: "uplink 100mbit", up: 100 * mbit, down: 1000 * mbit, want: 100 * mbit, sameColo: true},
+		{name: "downlink 100mbit", up: 1000 * mbit, down: 100 * mbit, want: 100 * mbit, sameColo: true},
+		{name: "both 10mbit", up: 10 * mbit, down: 10 * mbit, want: 10 * mbit, sameColo: true},
+		{name: "both 1gbit", up: 1000 * mbit, down: 1000 * mbit, want: 1000 * mbit, sameColo: true},
+		{name: "colo 20mbit", up: 100 * mbit, down: 100 * mbit, colo: 20 * mbit, want: 20 * mbit},
+		{name: "from the core", up: 100 * mbit, down: 100 * mbit, colo: 20 * mbit, want: 20 * mbit, toCore: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNetwork(t)
+			check(t, n.AddColo("a", c.colo))
+			check(t, n.AddColo("b", c.colo))
+			link := Link{Up: c.up, Down: c.down}
+			to := addHost(t, n, "a", link)
+			place := "b"
+			switch {
+			case c.sameColo:
+				place = "a"
+			case c.toCore:
+				place = ""
+			}
+			from := addHost(t, n, place, link)
+			got := transfer(t, from, to, 1500*time.Millisecond)
+			if off := got/(c.want*perFrame) - 1; math.Abs(off) > 0.03 {
+				t.Errorf("carried %.3g bytes/s of payload, %+.1f%% off %s", got, 100*off, Rate(c.want))
+			}
+			sent, err := from.Traffic()
+			check(t, err)
+			received, err := to.Traffic()
+			check(t, err)
+			if ratio := float64(received.Received) / float64(sent.Sent); ratio < 0.9 || ratio > 1.001 { // the rest waits in the queue or was dropped
+				t.Errorf("%d bytes sent, %d received", sent.Sent, received.Received)
+			}
+		})
+	}
+}
+
+// Nothing that a network consists of is seen by the namespace of the caller, and
+// the hosts see nothing of it.
+func TestIsolation(t *testing.T) {
+	interfaces := func() string {
+		entries, err := os.ReadDir("/proc/self/net/dev_snmp6")
+		if err != nil {
+			t.Skip(err)
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return strings.Join(names, " ")
+	}
+	before := interfaces()
+	n := newNetwork(t)
+	h := addHost(t, n, "", Link{})
+	if now := interfaces(); now != before {
+		t.Errorf("interfaces were %s and are %s", before, now)
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer ln.Close()
+	if conn, err := h.Dial(t.Context(), "tcp", ln.Addr().String()); err == nil {
+		conn.Close()
+		t.Error("a host reached the loopback of the machine")
+	}
+	inside, err := h.Listen(t.Context(), "tcp", net.JoinHostPort(h.Addr().String(), "0"))
+	check(t, err)
+	reached := make(chan bool)
+	go func() {
+		conn, err := inside.Accept()
+		if err == nil {
+			conn.Close()
+		}
+		reached <- err == nil
+	}()
+	// Whatever else the machine may reach at this address, it is not our host.
+	if conn, err := net.DialTimeout("tcp", inside.Addr().String(), time.Second); err == nil {
+		conn.Close()
+	}
+	check(t, inside.Close())
+	if <-reached {
+		t.Error("the machine reached a host")
+	}
+}
+
+// A hundred hosts all know each other.
+func TestManyHosts(t *testing.T) {
+	n := newNetwork(t)
+	var hosts []*Host
+	for range 100 {
+		hosts = append(hosts, addHost(t, n, "", Link{}))
+	}
+	for i := 1; i < len(hosts); i++ {
+		ln, err := hosts[i].Listen(t.Context(), "tcp", net.JoinHostPort(hosts[i].Addr().String(), "0"))
+		check(t, err)
+		conn, err := hosts[i-1].Dial(t.Context(), "tcp", ln.Addr().String())
+		check(t, err)
+		check(t, errors.Join(conn.Close(), ln.Close()))
+	}
+}
+
+// A process runs in its host, and ends with the network.
+func TestProcessesEndWithTheNetwork(t *testing.T) {
+	n := newNetwork(t)
+	h := addHost(t, n, "", Link{})
+	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	check(t, err)
+	defer out.Close()
+	cmd := exec.Command("sh", "-c", "cat /proc/net/route; echo there; exec sleep 1000")
+	cmd.Stdout = out
+	check(t, h.Start(cmd))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		text, err := os.ReadFile(out.Name())
+		check(t, err)
+		if strings.HasSuffix(string(text), "there\n") {
+			if !strings.Contains(string(text), "0000AB0A") { // 10.171.0.0
+				t.Errorf("the process does not see its host's route:\n%s", text)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the process did not start")
+		}
+	}
+	check(t, n.Close())
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+		t.Errorf("the process ended with %v", err)
+	}
+	if err := h.Start(exec.Command("true")); !errors.Is(err, errClosed) {
+		t.Errorf("a process started in a closed network: %v", err)
+	}
+}
+
+const ownerEnv = "QS_LAB_TEST_OWNER"
+
+// TestOwner is not a test: it is what TestNothingOutlivesItsOwner kills.
+func TestOwner(t *testing.T) {
+	if os.Getenv(ownerEnv) == "" {
+		t.Skip("runs in a process of its own")
+	}
+	n := newNetwork(t)
+	h := addHost(t, n, "", Link{})
+	cmd := exec.Command("sleep", "1000")
+	check(t, h.Start(cmd))
+	os.Stdout.WriteString(strconv.Itoa(cmd.Process.Pid) + "\n")
+	io.Copy(io.Discard, os.Stdin) // for ever
+}
+
+// When the process that made a network is killed, the kernel ends the rest.
+func TestNothingOutlivesItsOwner(t *testing.T) {
+	newNetwork(t)
+	owner := exec.Command(os.Args[0], "-test.run=^TestOwner$")
+	owner.Env = append(os.Environ(), ownerEnv+"=1")
+	in, err := owner.StdinPipe()
+	check(t, err)
+	defer in.Close()
+	out, err := owner.StdoutPipe()
+	check(t, err)
+	check(t, owner.Start())
+	buf := make([]byte, 32)
+	k, err := out.Read(buf)
+	check(t, err)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:k])))
+	check(t, err)
+	ns, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/net")
+	check(t, err)
+	check(t, owner.Process.Kill())
+	_ = owner.Wait()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		left := inNamespace(t, ns)
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s still holds %v", ns, left)
+		}
+	}
+}
+
+// inNamespace returns the processes that are in ns or hold it open.
+func inNamespace(t *testing.T, ns string) (pids []string) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	check(t, err)
+	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	check(t, err)
+	for _, link := range append(links, fds...) {
+		if to, err := os.Readlink(link); err == nil && to == ns {
+			pids = append(pids, link)
+		}
+	}
+	return pids
+}

@@ -1,0 +1,54 @@
+package bench
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// processTime returns the processor time that a running process has used, to the
+// 10 ms that Linux tells (proc_pid_stat(5)).
+func processTime(pid int) (time.Duration, error) {
+	fields, err := processStat(pid)
+	if err != nil {
+		return 0, err
+	}
+	user, err := strconv.Atoi(fields[14-3])
+	if err != nil {
+		return 0, err
+	}
+	system, err := strconv.Atoi(fields[15-3])
+	return time.Duration(user+system) * 10 * time.Millisecond, err
+}
+
+// memory is what a process holds, in bytes.
+type memory struct {
+	anon int64 // RssAnon: without what is mapped from files
+	peak int64 // VmHWM: the most that was resident, mapped files included
+}
+
+// processMemory returns zeroes for a process that has ended.
+func processMemory(pid int) (m memory) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return m
+	}
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		kib, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+		switch name {
+		case "RssAnon":
+			m.anon = kib << 10
+		case "VmHWM":
+			m.peak = kib << 10
+		}
+	}
+	return m
+}
+
+// forgetPeak makes VmHWM count from now on (proc_pid_clear_refs(5)).
+func forgetPeak(pid int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
+}

@@ -1,0 +1,319 @@
+package bench
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/qs-peer/qs-peer/bench/lab"
+	"github.com/qs-peer/qs-peer/internal/fleet"
+)
+
+// readyLimit is how long managers may take to offer their snapshot.
+const readyLimit = 10 * time.Minute
+
+// minted is the snapshot that is distributed.
+type minted struct {
+	Size     int64  `json:"size"`
+	InfoHash string `json:"infohash"`
+}
+
+// round is one run: a network and the nodes in it, all made anew, but for the
+// managers' data.
+type round struct {
+	o        *SwarmOptions
+	net      *lab.Network
+	fleet    *fleet.Fleet
+	managers []*swarmNode
+	workers  []*swarmNode // those that join late at the end
+}
+
+func newRound(o *SwarmOptions, dir string) (_ *round, err error) {
+	r := &round{o: o, fleet: fleet.New(o.Binary, dir)}
+	if r.net, err = lab.New(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}()
+	for c := range o.Colos {
+		if err := r.net.AddColo(coloName(c), o.Between); err != nil {
+			return nil, err
+		}
+	}
+	for m := range o.Managers {
+		// At the core, so that what comes from managers enters every colo over its link.
+		n, err := r.add(fmt.Sprintf("m%d", m+1), "", m, lab.Link{Up: o.ManagerRate, Down: o.ManagerRate})
+		if err != nil {
+			return nil, err
+		}
+		r.managers = append(r.managers, n)
+	}
+	for w := range o.Workers + o.JoinLate {
+		n, err := r.add(fmt.Sprintf("w%d", w+1), coloName(o.coloOf(w)), w, o.link(w))
+		if err != nil {
+			return nil, err
+		}
+		r.workers = append(r.workers, n)
+	}
+	return r, nil
+}
+
+func coloName(colo int) string { return fmt.Sprintf("colo%d", colo+1) }
+
+func (r *round) add(name, colo string, number int, l lab.Link) (*swarmNode, error) {
+	host, err := r.net.AddHost(colo, l)
+	if err != nil {
+		return nil, err
+	}
+	return &swarmNode{name: name, colo: cmp.Or(colo, "core"), number: number, host: host, fleet: r.fleet}, nil
+}
+
+// close ends all processes and takes the network away.
+func (r *round) close() error {
+	r.fleet.Close()
+	return r.net.Close()
+}
+
+// startManagers starts them, the first of which writes, and waits until all
+// offer the snapshot, or, before there is one, serve.
+func (r *round) startManagers(ctx context.Context, infohash string) error {
+	for _, m := range r.managers {
+		if err := m.start(ctx, "manager", "--snapshot-every", "0"); err != nil {
+			return err
+		}
+	}
+	return r.offered(ctx, infohash)
+}
+
+// offered waits until all managers, as each of them sees it, serve and offer a
+// snapshot.
+func (r *round) offered(ctx context.Context, infohash string) error {
+	return fleet.Until(ctx, readyLimit, func() error {
+		for _, m := range r.managers {
+			members, err := m.node.Status(ctx)
+			if err != nil {
+				return err
+			}
+			for _, other := range r.managers {
+				if s := members[other.name]; s.State != "serving" || s.SnapshotInfohash != infohash {
+					return fmt.Errorf("%s is %q and offers %q, as %s sees it", other.name, s.State, s.SnapshotInfohash, m.name)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// prepare makes the managers' data: one is loaded and mints, the others follow.
+// No link is limited.
+func prepare(ctx context.Context, o *SwarmOptions, dir string) (_ *minted, err error) {
+	free := *o
+	free.Workers, free.Colos, free.JoinLate, free.ManagerRate, free.Between = 0, 0, 0, 0, 0
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	r, err := newRound(&free, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	o.Progress.Step("the managers are filled")
+	if err := r.startManagers(ctx, ""); err != nil {
+		return nil, err
+	}
+	writer := r.managers[0].node
+	if err := load(ctx, writer, o.Size, func(done int64) { o.Progress.Advance([]float64{float64(done) / float64(o.Size)}) }); err != nil {
+		return nil, err
+	}
+	snap := &minted{}
+	if err := writer.Call(ctx, http.MethodPost, "/v1/snapshots", nil, snap); err != nil {
+		return nil, err
+	}
+	if err := r.offered(ctx, snap.InfoHash); err != nil {
+		return nil, err
+	}
+	for i := len(r.managers) - 1; i >= 0; i-- {
+		if err := r.managers[i].node.Stop(); err != nil {
+			return nil, err
+		}
+	}
+	return snap, nil
+}
+
+// measure does one run in dir, which holds the managers' data.
+func measure(ctx context.Context, o *SwarmOptions, dir string, snap *minted) (_ *SwarmRun, err error) {
+	r, err := newRound(o, filepath.Join(dir, "managers"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		err = errors.Join(err, r.close())
+		for _, w := range r.workers {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, "managers", w.name)))
+		}
+	}()
+	if err := r.startManagers(ctx, snap.InfoHash); err != nil {
+		return nil, err
+	}
+	before, err := r.meters()
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range r.managers {
+		if err := m.count(); err != nil {
+			return nil, err
+		}
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, o.Limit, errLimit)
+	defer cancel()
+	began := time.Now()
+	if err := r.distribute(limited, snap); err != nil {
+		return nil, err
+	}
+	after, err := r.meters()
+	if err != nil {
+		return nil, err
+	}
+	return r.result(began, snap.Size, before, after)
+}
+
+var errLimit = errors.New("the time limit (--limit) is over")
+
+// distribute starts the workers at once, does to them what the options ask for,
+// and returns when all that live serve.
+func (r *round) distribute(ctx context.Context, snap *minted) error {
+	// What goes wrong ends the watch of all; what is to happen happens beside it.
+	g, ctx := errgroup.WithContext(ctx)
+	changed := make(chan struct{}, 1)
+	notify := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	run := func(w *swarmNode) {
+		g.Go(func() error {
+			err := w.start(ctx, "worker")
+			if err == nil {
+				err = w.watch(ctx, notify)
+			}
+			if err != nil && !errors.Is(err, errKilled) {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			return nil
+		})
+	}
+	first := r.workers[:r.o.Workers]
+	for _, w := range first {
+		run(w)
+	}
+	g.Go(func() error {
+		plot := r.plot(snap.Size, run)
+		for {
+			held, served := r.look(snap.Size)
+			plot = act(plot, held)
+			if served {
+				return nil
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return r.lateness(context.Cause(ctx))
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// event is something that happens once its time has come.
+type event struct {
+	due func(held) bool
+	do  func()
+}
+
+// held is what the workers that are there from the start have together.
+type held struct {
+	share        float64 // mean, from 0 to 1
+	all          bool    // they all have begun
+	fromManagers int64   // bytes
+}
+
+func act(plot []event, h held) (rest []event) {
+	for _, e := range plot {
+		if e.due(h) {
+			e.do()
+		} else {
+			rest = append(rest, e)
+		}
+	}
+	return rest
+}
+
+// plot returns what is to happen in this run.
+func (r *round) plot(size int64, run func(*swarmNode)) (plot []event) {
+	half := func(h held) bool { return h.all && h.share >= 0.5 }
+	if r.o.killed() > 0 {
+		plot = append(plot, event{half, func() {
+			for _, w := range r.workers[:r.o.Workers] {
+				if r.o.dies(w.number) {
+					w.kill()
+				}
+			}
+		}})
+	}
+	if r.o.JoinLate > 0 {
+		plot = append(plot, event{half, func() {
+			for _, w := range r.workers[r.o.Workers:] {
+				run(w)
+			}
+		}})
+	}
+	if r.o.KillManager {
+		plot = append(plot, event{func(h held) bool { return h.fromManagers >= size }, func() {
+			for _, m := range r.managers {
+				// What it counted goes with it. Should it not answer, its last word stands.
+				_, _ = m.sent()
+				m.kill()
+			}
+		}})
+	}
+	return plot
+}
+
+// look tells how far the workers are, and whether all that live serve.
+func (r *round) look(size int64) (h held, served bool) {
+	shares := make([]float64, len(r.workers))
+	served, h.all = true, true
+	for i, w := range r.workers {
+		p, dead := w.state()
+		shares[i] = float64(p.Done) / float64(size)
+		if i < r.o.Workers {
+			h.share += shares[i] / float64(r.o.Workers)
+			h.fromManagers += p.From.Managers.Bytes
+			h.all = h.all && p.Total > 0
+		}
+		served = served && (dead || p.Serving != nil)
+	}
+	r.o.Progress.Advance(shares)
+	return h, served
+}
+
+// lateness says who is not done.
+func (r *round) lateness(err error) error {
+	for _, w := range r.workers {
+		if p, dead := w.state(); !dead && p.Serving == nil {
+			return fmt.Errorf("%w: %s holds %d of %d bytes", err, w.name, p.Done, p.Total)
+		}
+	}
+	return err
+}

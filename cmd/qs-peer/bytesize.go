@@ -1,0 +1,32 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
+)
+
+// byteSize is a flag in bytes, like 256MiB.
+type byteSize int64
+
+func (b *byteSize) String() string { return strings.ReplaceAll(term.Bytes(int64(*b)), " ", "") }
+func (b *byteSize) Type() string   { return "size" }
+
+func (b *byteSize) Set(s string) error {
+	number, unit := strings.ToLower(strings.TrimSpace(s)), 0.0
+	for _, u := range byteUnits {
+		if n, ok := strings.CutSuffix(number, u.suffix); ok {
+			number, unit = strings.TrimSpace(n), u.bytes
+			break
+		}
+	}
+	v, err := strconv.ParseFloat(number, 64)
+	if err != nil || math.IsNaN(v) || v < 0 || unit == 0 || v*unit >= math.MaxInt64/1024 {
+		return fmt.Errorf("%q is no size; want a number with a unit, like 256MiB (kB, MB, GB, KiB, MiB, GiB, or B)", s)
+	}
+	*b = byteSize(v * unit)
+	return nil
+}
