@@ -99,3 +99,18 @@ func parseBitmap(b []byte, pieces int) ([]bool, error) {
 }
 
 func bitmapSize(pieces int) int { return (pieces + 7) / 8 }
+
+// Pieces are the pieces of snapshots that a node holds, and whom it knows.
+// *Swarm implements it.
+type Pieces interface {
+	// have returns which pieces of a snapshot are good here, or ErrNotHeld.
+	have(chunker.InfoHash) ([]bool, error)
+	// holds returns nil for a good piece, ErrNotHeld if it is missing, and
+	// ErrProtocol if there can be no such piece.
+	holds(ih chunker.InfoHash, index int) error
+	// open opens a good piece, with the same errors.
+	open(ih chunker.InfoHash, index int) (*openPiece, error)
+	// asker returns what gossip says of a node (nothing, if it has not heard of
+	// it) and whether it is in this node's colo.
+	asker(name string) (p Peer, near bool)
+}

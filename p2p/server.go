@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -39,44 +38,74 @@ type ServerOptions struct {
 	// Snapshot returns the manifest and the metainfo of a snapshot that this
 	// node holds. Required.
 	Snapshot func(chunker.InfoHash) (manifest, metainfo []byte, ok bool)
+	// Pieces are what others may ask for. Default: there are none.
+	Pieces Pieces
 	// MaxStreams bounds concurrent log streams. Default 1024.
 	MaxStreams int
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
 
-// NewServer returns the handler of the peer protocol. Its streams end when the
-// log or the request ends.
-func NewServer(o ServerOptions) http.Handler {
+// Server is the peer protocol's server side, an http.Handler.
+type Server struct {
+	o       ServerOptions
+	mux     *http.ServeMux
+	slots   chan struct{} // one token per log stream
+	pieces  *pieceServer
+	metrics serverMetrics
+}
+
+// NewServer returns a server. Its streams end when the log or the request ends.
+func NewServer(o ServerOptions) *Server {
 	if o.MaxStreams <= 0 {
 		o.MaxStreams = defaultMaxStreams
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &server{o: o, slots: make(chan struct{}, o.MaxStreams), metrics: newServerMetrics(o.Registerer)}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+logPath, s.log)
-	mux.HandleFunc("GET "+snapshotPath+"{infohash}"+manifestLeaf, s.snapshot(func(manifest, _ []byte) []byte { return manifest }))
-	mux.HandleFunc("GET "+snapshotPath+"{infohash}"+torrentLeaf, s.snapshot(func(_, metainfo []byte) []byte { return metainfo }))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set(protocolHeader, protocolVersion)
-		if got := r.Header.Get(protocolHeader); got != protocolVersion {
-			refuse(w, fmt.Errorf("%w: the request has %s %q; this node speaks %q", ErrProtocol, protocolHeader, got, protocolVersion))
-			return
-		}
-		mux.ServeHTTP(w, r)
-	})
+	s := &Server{
+		o: o, mux: http.NewServeMux(), slots: make(chan struct{}, o.MaxStreams),
+		pieces: newPieceServer(o.Pieces, o.Registerer), metrics: newServerMetrics(o.Registerer),
+	}
+	snapshot := "GET " + snapshotPath + "{infohash}"
+	s.mux.HandleFunc("GET "+logPath, s.log)
+	s.mux.HandleFunc(snapshot+manifestLeaf, s.snapshot(func(manifest, _ []byte) []byte { return manifest }))
+	s.mux.HandleFunc(snapshot+torrentLeaf, s.snapshot(func(_, metainfo []byte) []byte { return metainfo }))
+	s.mux.HandleFunc(snapshot+haveLeaf, s.pieces.serveHave)
+	s.mux.HandleFunc(snapshot+pieceLeaf+"{index}", s.pieces.servePiece)
+	return s
 }
 
-type server struct {
-	o       ServerOptions
-	slots   chan struct{} // one token per log stream
-	metrics serverMetrics
+// Attach makes srv serve s, and lets s watch its connections: that an asker is
+// gone is known by its last one's end, and connections beyond 4,096 are closed.
+func (s *Server) Attach(srv *http.Server) {
+	srv.Handler = s
+	srv.ConnContext = s.pieces.opened
+	srv.ConnState = s.pieces.changed
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set(protocolHeader, protocolVersion)
+	if got := r.Header.Get(protocolHeader); got != protocolVersion {
+		refuse(w, fmt.Errorf("%w: the request has %s %q; this node speaks %q", ErrProtocol, protocolHeader, got, protocolVersion))
+		return
+	}
+	beImpatient(w) // streams and pieces renew it
+	s.mux.ServeHTTP(w, r)
+}
+
+// beImpatient gives the client stuckAfter from now to take what is written.
+func beImpatient(w http.ResponseWriter) error {
+	err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(stuckAfter))
+	if errors.Is(err, http.ErrNotSupported) { // as in tests of a handler alone
+		return nil
+	}
+	return err
 }
 
 // snapshot serves one of the two files of a snapshot.
-func (s *server) snapshot(pick func(manifest, metainfo []byte) []byte) http.HandlerFunc {
+func (s *Server) snapshot(pick func(manifest, metainfo []byte) []byte) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		h, err := chunker.ParseInfoHash(r.PathValue("infohash"))
 		if err != nil {
@@ -94,7 +123,7 @@ func (s *server) snapshot(pick func(manifest, metainfo []byte) []byte) http.Hand
 }
 
 // log serves a log stream.
-func (s *server) log(w http.ResponseWriter, r *http.Request) {
+func (s *Server) log(w http.ResponseWriter, r *http.Request) {
 	reader, err := s.open(r)
 	if err != nil {
 		s.metrics.refused.Inc()
@@ -120,7 +149,7 @@ func (s *server) log(w http.ResponseWriter, r *http.Request) {
 }
 
 // open checks a request for a log stream and opens the log for it.
-func (s *server) open(r *http.Request) (*txlog.Reader, error) {
+func (s *Server) open(r *http.Request) (*txlog.Reader, error) {
 	after, err := txlog.ParsePos(r.URL.Query().Get("after"))
 	if err != nil {
 		return nil, fmt.Errorf("%w: after: %w", ErrProtocol, err)
@@ -143,8 +172,8 @@ func (s *server) open(r *http.Request) (*txlog.Reader, error) {
 
 // stream sends what reader returns until ctx ends or something fails. It
 // flushes when there is nothing more to send.
-func (s *server) stream(ctx context.Context, w http.ResponseWriter, reader *txlog.Reader) error {
-	out := &patientWriter{w: w, rc: http.NewResponseController(w), sent: s.metrics.wireBytes}
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, reader *txlog.Reader) error {
+	out := &patientWriter{w: w, sent: s.metrics.wireBytes}
 	z, err := zstd.NewWriter(out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(window),
 		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
 	if err != nil {
@@ -219,13 +248,12 @@ func nextWithin(ctx context.Context, reader *txlog.Reader, d time.Duration) ([]t
 
 // patientWriter writes to a client that may be slow but not stuck.
 type patientWriter struct {
-	w    io.Writer
-	rc   *http.ResponseController
+	w    http.ResponseWriter
 	sent prometheus.Counter
 }
 
 func (p *patientWriter) Write(b []byte) (int, error) {
-	if err := p.rc.SetWriteDeadline(time.Now().Add(stuckAfter)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := beImpatient(p.w); err != nil {
 		return 0, err
 	}
 	n, err := p.w.Write(b)
@@ -233,7 +261,7 @@ func (p *patientWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (p *patientWriter) flush() error { return p.rc.Flush() }
+func (p *patientWriter) flush() error { return http.NewResponseController(p.w).Flush() }
 
 type serverMetrics struct {
 	active                    prometheus.Gauge

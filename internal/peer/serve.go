@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/qs-peer/qs-peer/p2p"
 )
 
 // vanishedAfter is how long a peer may acknowledge nothing, or take nothing.
@@ -137,11 +139,12 @@ func serveHTTP(ln net.Listener, h http.Handler, logger *slog.Logger) (stop func(
 	}
 }
 
-// serveStreams is serveHTTP for requests that never end by themselves: stop
-// ends them first.
-func serveStreams(ln net.Listener, h http.Handler, logger *slog.Logger) (stop func(context.Context) error) {
+// servePeers serves the peer protocol on ln. Log streams never end by
+// themselves: stop ends them first.
+func servePeers(ln net.Listener, s *p2p.Server, logger *slog.Logger) (stop func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
-	srv := newServer(ctx, h, logger)
+	srv := newServer(ctx, nil, logger)
+	s.Attach(srv)
 	served := serve(srv, ln)
 	return func(grace context.Context) error {
 		cancel()

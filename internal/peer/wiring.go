@@ -54,12 +54,12 @@ func (w *wiring) transfer() error {
 	w.shelf = &shelf{
 		repo: w.disk.repo, swarm: swarm, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
 	}
-	w.client = p2p.NewClient(p2p.ClientOptions{Logger: w.logger("p2p"), Registerer: w.reg})
+	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Logger: w.logger("p2p"), Registerer: w.reg})
 	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
 	server := p2p.NewServer(p2p.ServerOptions{
-		Log: w.disk.log, Snapshot: w.shelf.describe, Logger: w.logger("p2p"), Registerer: w.reg,
+		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Logger: w.logger("p2p"), Registerer: w.reg,
 	})
-	w.stop.add("stop peer server", serveStreams(w.ls.take(&w.ls.peer), server, w.logger("p2p")))
+	w.stop.add("stop peer server", servePeers(w.ls.take(&w.ls.peer), server, w.logger("p2p")))
 	return nil
 }
 
