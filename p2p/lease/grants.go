@@ -16,15 +16,12 @@ const (
 // that each leaves it once per colo. It is not safe for concurrent use. Times
 // are durations since some moment, the same for all calls. Its memory is bounded by colos × pieces.
 type Grants struct {
-	granted map[colonised]*grant
-	usual   time.Duration // average time that sending a piece took
+	colos map[string][]grant // by piece
+	home  map[string]string  // colo of who was granted something
+	usual time.Duration      // average time that sending a piece took
 }
 
-type colonised struct {
-	colo  string
-	piece int
-}
-
+// grant says who got a piece; the zero one, that nobody did.
 type grant struct {
 	who     string
 	at      time.Duration // when it was granted, or sent
@@ -32,13 +29,20 @@ type grant struct {
 }
 
 // NewGrants remembers nothing yet.
-func NewGrants() *Grants { return &Grants{granted: make(map[colonised]*grant)} }
+func NewGrants() *Grants {
+	return &Grants{colos: make(map[string][]grant), home: make(map[string]string)}
+}
 
 // Ask says whether a worker of a colo may be sent a piece now. If so, Done must
 // follow. If not, it says who is getting it, and when to ask again.
 func (g *Grants) Ask(colo, who string, piece int, now time.Duration) (ok bool, holder string, retry time.Duration) {
-	k := colonised{colo, piece}
-	if old := g.granted[k]; old != nil && old.who != who {
+	pieces := g.colos[colo]
+	if piece >= len(pieces) {
+		pieces = append(pieces, make([]grant, piece+1-len(pieces))...)
+		g.colos[colo] = pieces
+	}
+	old := &pieces[piece]
+	if old.who != "" && old.who != who {
 		until := old.at + spreadFor
 		if old.sending {
 			until = old.at + min(max(holdFactor*g.usual, holdMin), holdMax)
@@ -47,19 +51,22 @@ func (g *Grants) Ask(colo, who string, piece int, now time.Duration) (ok bool, h
 			return false, old.who, until - now
 		}
 	}
-	g.granted[k] = &grant{who, now, true}
+	*old = grant{who, now, true}
+	g.home[who] = colo
 	return true, "", 0
 }
 
 // Done says that sending a piece ended, with success or not.
 func (g *Grants) Done(colo, who string, piece int, sent bool, now time.Duration) {
-	k := colonised{colo, piece}
-	old := g.granted[k]
-	if old == nil || old.who != who || !old.sending {
-		return // given to another meanwhile
+	if piece >= len(g.colos[colo]) {
+		return
+	}
+	old := &g.colos[colo][piece]
+	if old.who != who || !old.sending {
+		return // given to another meanwhile, or to nobody any more
 	}
 	if !sent {
-		delete(g.granted, k)
+		*old = grant{}
 		return
 	}
 	took := now - old.at
@@ -74,9 +81,11 @@ func (g *Grants) Done(colo, who string, piece int, sent bool, now time.Duration)
 // Gone says that a worker is no longer connected: what it got and may not have
 // passed on can be asked by others at once.
 func (g *Grants) Gone(who string) {
-	for k, old := range g.granted {
-		if old.who == who {
-			delete(g.granted, k)
+	pieces := g.colos[g.home[who]]
+	for i := range pieces {
+		if pieces[i].who == who {
+			pieces[i] = grant{}
 		}
 	}
+	delete(g.home, who)
 }

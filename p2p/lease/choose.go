@@ -1,0 +1,169 @@
+package lease
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+const (
+	// tailFraction is the part of the pieces, and tailLeast the number, with
+	// which a fetch is in its tail, where late pieces may be hedged.
+	tailFraction = 32
+	tailLeast    = 4
+	// lateAfter is how long the colo may have a piece without delivering it, and
+	// how long the rest may take at the present pace, before the tail is hedged.
+	lateAfter = 2 * time.Second
+	// stuckAfter is how long nothing may come from the colo while it has what is
+	// missing.
+	stuckAfter = 4 * time.Second
+	// yieldFor is how long a worker waits, after data came from a cheaper source,
+	// before it asks a dearer one for pieces that are other colos' to bring in.
+	yieldFor = time.Second
+)
+
+// askable says whether a missing piece can be asked from s now.
+func (p *Plan) askable(i int, s *source, now time.Duration) bool {
+	pc := &p.pieces[i]
+	return !pc.have && pc.asked == nil && now >= pc.retry && s.has(i, now)
+}
+
+// own chooses among the pieces that this worker leases: first those that its
+// colo is to bring in, and of these first those that are the source's part.
+func (p *Plan) own(s *source, now time.Duration) (int, bool) {
+	const none = 4
+	best, bestClass := 0, none
+	yield := p.cheaper(s) && now-p.cheap < yieldFor
+	for _, i := range p.lacking(&p.table.fetchers[p.table.me]) {
+		pc := &p.pieces[i]
+		if pc.seen > 0 || yield && !pc.home || !p.askable(int(i), s, now) {
+			continue
+		}
+		cheapest, first := p.part(int(i), s, now)
+		if !cheapest {
+			continue
+		}
+		class := 0
+		if !first {
+			class++
+		}
+		if !pc.home {
+			class += 2
+		}
+		if class < bestClass {
+			best, bestClass = int(i), class
+			if class == 0 {
+				break
+			}
+		}
+	}
+	return best, bestClass < none
+}
+
+// busy says whether this worker has leases left that it could ask somebody for.
+func (p *Plan) busy(now time.Duration) bool {
+	for _, s := range p.sources {
+		if !s.up() || !s.free(now) {
+			continue
+		}
+		if _, ok := p.own(s, now); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// takeover chooses a piece that the colo has not seen and somebody else leases:
+// of the one that has most left to do, in the farther half of its order, the one for
+// which this worker's score is best.
+func (p *Plan) takeover(s *source, now time.Duration) (int, bool) {
+	if now < s.idle {
+		return 0, false
+	}
+	t := &p.table
+	var victims []*fetcher
+	for j := range t.fetchers {
+		if f := &t.fetchers[j]; j != t.me && f.from < len(f.pieces) {
+			victims = append(victims, f)
+		}
+	}
+	// Among equals, different workers choose different victims.
+	slices.SortFunc(victims, func(a, b *fetcher) int {
+		if c := cmp.Compare(b.left, a.left); c != 0 {
+			return c
+		}
+		return cmp.Compare(score(p.self, b.hash), score(p.self, a.hash))
+	})
+	var candidates []int
+	for _, f := range victims {
+		for _, i := range slices.Backward(p.lacking(f)) {
+			if p.pieces[i].seen > 0 || !p.askable(int(i), s, now) {
+				continue
+			}
+			if cheapest, first := p.part(int(i), s, now); cheapest && first {
+				candidates = append(candidates, int(i))
+			}
+		}
+		if len(candidates) > 0 {
+			return slices.MaxFunc(candidates[:(len(candidates)+1)/2], func(a, b int) int {
+				return cmp.Compare(score(p.self, hashPiece(p.snapshot, a)), score(p.self, hashPiece(p.snapshot, b)))
+			}), true
+		}
+	}
+	s.idle = now + retryMin
+	return 0, false
+}
+
+// hedge chooses a piece that the colo has but does not deliver.
+func (p *Plan) hedge(s *source, now time.Duration) (int, bool) {
+	late := p.arrivals.left(p.missing, now) > lateAfter
+	few := late && p.missing <= tailLeast
+	tail := late && p.missing <= len(p.pieces)/tailFraction
+	stuck := now-max(p.active, p.since) > stuckAfter
+	if !few && !tail && !stuck {
+		return 0, false
+	}
+	best := -1
+	for i := range p.pieces {
+		pc := &p.pieces[i]
+		if pc.seen == 0 || now-pc.seenAt < lateAfter || !p.askable(i, s, now) {
+			continue
+		}
+		// Where many have it, it is this worker's own link that is slow.
+		if !few && !stuck && pc.seen > 1 {
+			continue
+		}
+		if cheapest, first := p.part(i, s, now); !cheapest || !first {
+			continue
+		}
+		// What few have is what will be late; ties as in a worker's own order,
+		// so that all do not ask for the same.
+		if best < 0 || pc.seen < p.pieces[best].seen ||
+			pc.seen == p.pieces[best].seen && p.order(p.self, i) < p.order(p.self, best) {
+			best = i
+		}
+	}
+	return max(best, 0), best >= 0
+}
+
+// arrivals is when the last pieces came.
+type arrivals struct {
+	times [16]time.Duration
+	n     int // ever
+}
+
+func (a *arrivals) add(now time.Duration) {
+	a.times[a.n%len(a.times)] = now
+	a.n++
+}
+
+// left estimates how long so many pieces will take: as long as so many took of
+// late, at least as long as nothing came.
+func (a *arrivals) left(pieces int, now time.Duration) time.Duration {
+	n := min(a.n, len(a.times))
+	if n == 0 {
+		return 1 << 62
+	}
+	oldest, newest := a.times[(a.n-n)%len(a.times)], a.times[(a.n-1)%len(a.times)]
+	return max(time.Duration(pieces)*(now-oldest)/time.Duration(n), now-newest)
+}
