@@ -281,7 +281,15 @@ func (w *world) run(workers, colos int) {
 	for ; ; w.now += step {
 		if w.now > 10*time.Minute {
 			for _, m := range w.nodes {
-				w.t.Logf("%s dead %v missing %d", m.name, m.dead, m.plan.Missing())
+				w.t.Logf("%s of %s: dead %v, missing %d, asking %+v", m.name, m.colo, m.dead, m.plan.Missing(), m.flying)
+				for _, s := range m.plan.sources {
+					w.t.Logf("  %+v", *s)
+				}
+				for i, pc := range m.plan.pieces {
+					if !pc.have {
+						w.t.Logf("  %d: %+v", i, pc)
+					}
+				}
 			}
 			w.t.Fatalf("not finished after %v", w.now)
 		}

@@ -94,18 +94,19 @@ func (p *Plan) cheaper(s *source) bool {
 }
 
 // part says whether s should be asked for a piece: no cheaper source has it,
-// and first, whether of the equal ones that have it, s is the first in rank.
+// and first, whether of the equal ones that have it, s is the first in rank. Those
+// that fail or are left alone just now do not count.
 func (p *Plan) part(i int, s *source, now time.Duration) (cheapest, first bool) {
-	first = s.up()
+	first = true
 	hash := hashPiece(p.snapshot, i)
 	for _, o := range p.sources {
-		if o == s || o.Cost > s.Cost || !o.up() || !o.has(i, now) {
+		if o == s || o.Cost > s.Cost || !o.up() || now < o.pause || !o.has(i, now) {
 			continue
 		}
 		if o.Cost < s.Cost {
 			return false, false
 		}
-		if score(o.hash, hash) > score(s.hash, hash) {
+		if !s.up() || score(o.hash, hash) > score(s.hash, hash) {
 			first = false
 		}
 	}
