@@ -75,6 +75,7 @@ type Facts struct {
 
 	Progress   float64  // of the bootstrap, 0 to 1
 	Fetching   [20]byte // infohash of the snapshot being fetched; zero: none
+	FetchDone  int64    // bytes of it that are verified
 	FetchTotal int64    // its bytes
 	FetchRate  int64    // bytes per second, over the last few
 

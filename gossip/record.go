@@ -76,7 +76,7 @@ const (
 //	head: seq u64, hash 32 bytes, time i64
 //	first seq of the log u64
 //	progress f64, from 0 to 1
-//	fetching: infohash 20 bytes, total bytes i64, bytes per second i64
+//	fetching: infohash 20 bytes, bytes done i64, total bytes i64, bytes per second i64
 //	received from managers, from the own colo, from other colos: bytes i64, pieces u32
 //	number of announcements u8, each: seq u64, hash 32 bytes, infohash 20 bytes, size i64
 //
@@ -158,6 +158,7 @@ func (r *record) encode() error {
 	b = binary.LittleEndian.AppendUint64(b, f.LogFirst)
 	b = binary.LittleEndian.AppendUint64(b, math.Float64bits(clampProgress(f.Progress)))
 	b = append(b, f.Fetching[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(max(f.FetchDone, 0)))
 	b = binary.LittleEndian.AppendUint64(b, uint64(max(f.FetchTotal, 0)))
 	b = binary.LittleEndian.AppendUint64(b, uint64(max(f.FetchRate, 0)))
 	for _, p := range f.received() {
@@ -214,6 +215,7 @@ func decodeRecord(b []byte) (record, error) {
 	f.LogFirst = d.u64()
 	f.Progress = math.Float64frombits(d.u64())
 	copy(f.Fetching[:], d.take(len(f.Fetching)))
+	f.FetchDone = d.size()
 	f.FetchTotal = d.size()
 	f.FetchRate = d.size()
 	for _, p := range f.received() {

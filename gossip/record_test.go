@@ -28,7 +28,7 @@ func fullRecord(name string) record {
 			SwarmAddr: long(maxAddr), PeerAddr: long(maxAddr), HTTPAddr: long(maxAddr),
 			Dataset: txlog.DatasetID{1, 2, 3}, State: long(maxState),
 			Applied: pos(8), AppliedTime: time.Unix(1, 2), Head: pos(9), HeadTime: time.Unix(3, 4),
-			LogFirst: math.MaxUint64, Progress: 0.5, Fetching: [20]byte{1, 19: 2}, FetchTotal: math.MaxInt64, FetchRate: 1 << 40,
+			LogFirst: math.MaxUint64, Progress: 0.5, Fetching: [20]byte{1, 19: 2}, FetchDone: math.MaxInt64 - 1, FetchTotal: math.MaxInt64, FetchRate: 1 << 40,
 			FromManagers: Payload{math.MaxInt64, math.MaxUint32}, FromOwnColo: Payload{1, 2}, FromOtherColos: Payload{3, 4},
 			Snapshots: []Announcement{{Pos: pos(7), InfoHash: [20]byte{1}, Size: 1}, {Pos: pos(6)}, {Pos: pos(5), Size: math.MaxInt64}},
 		},
@@ -92,7 +92,7 @@ func TestRecordRefused(t *testing.T) {
 		return c
 	}
 	const flagsAt, nameAt = 17, 18
-	const payload, fetch = 3 * (8 + 4), 20 + 8 + 8
+	const payload, fetch = 3 * (8 + 4), 20 + 8 + 8 + 8
 	progressAt := len(raw) - 1 - payload - fetch - 8
 	for name, b := range map[string][]byte{
 		"empty":                 {},
@@ -105,6 +105,7 @@ func TestRecordRefused(t *testing.T) {
 		"progress NaN":          edit(progressAt, 0, 0, 0, 0, 0, 0, 0xf8, 0x7f),
 		"progress 2":            edit(progressAt, 0, 0, 0, 0, 0, 0, 0, 0x40),
 		"negative bytes":        edit(len(raw)-1-4-1, 0x80),
+		"negative done":         edit(len(raw)-1-payload-16-1, 0x80),
 		"negative total":        edit(len(raw)-1-payload-8-1, 0x80),
 		"negative rate":         edit(len(raw)-1-payload-1, 0x80),
 		"4 announcements":       edit(len(raw)-1, 4),

@@ -70,9 +70,9 @@ func (a *advertiser) fill(f *gossip.Facts) {
 	f.FromManagers = payload(received[p2p.FromManagers])
 	f.FromOwnColo = payload(received[p2p.FromOwnColo])
 	f.FromOtherColos = payload(received[p2p.FromOtherColos])
-	f.Fetching, f.FetchTotal, f.FetchRate = chunker.InfoHash{}, 0, 0
+	f.Fetching, f.FetchDone, f.FetchTotal, f.FetchRate = chunker.InfoHash{}, 0, 0, 0
 	if p, ok := a.swarm.Progress(); ok && p.Running {
-		f.Fetching, f.FetchTotal, f.FetchRate = p.InfoHash, p.Total, p.Rate
+		f.Fetching, f.FetchDone, f.FetchTotal, f.FetchRate = p.InfoHash, p.Done, p.Total, p.Rate
 	}
 	f.Progress = 0
 	switch {
@@ -93,7 +93,7 @@ func (p *pacer) pace(f *gossip.Facts, before gossip.Facts, now time.Time) {
 		p.told = now
 		return
 	}
-	f.Progress, f.FetchTotal, f.FetchRate = before.Progress, before.FetchTotal, before.FetchRate
+	f.Progress, f.FetchDone, f.FetchTotal, f.FetchRate = before.Progress, before.FetchDone, before.FetchTotal, before.FetchRate
 	f.FromManagers, f.FromOwnColo, f.FromOtherColos = before.FromManagers, before.FromOwnColo, before.FromOtherColos
 }
 

@@ -59,11 +59,18 @@ func progressOf(p p2p.Progress, serving time.Time) FetchProgress {
 	f.From.Managers = Payload(p.From[p2p.FromManagers])
 	f.From.OwnColo = Payload(p.From[p2p.FromOwnColo])
 	f.From.OtherColos = Payload(p.From[p2p.FromOtherColos])
-	if left, ok := p.Left(); ok {
-		seconds := left.Seconds()
-		f.SecondsLeft = &seconds
-	}
+	f.SecondsLeft = secondsLeft(p)
 	return f
+}
+
+// secondsLeft returns nil when there is nothing to estimate by.
+func secondsLeft(p p2p.Progress) *float64 {
+	left, ok := p.Left()
+	if !ok {
+		return nil
+	}
+	seconds := left.Seconds()
+	return &seconds
 }
 
 func timeOrNull(t time.Time) *time.Time {

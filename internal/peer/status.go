@@ -6,6 +6,7 @@ import (
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/p2p"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -36,11 +37,13 @@ type MemberStatus struct {
 	SnapshotSeq      uint64  `json:"snapshot_seq"` // the newest one that the member seeds; 0: none
 	SnapshotInfohash string  `json:"snapshot_infohash"`
 	Progress         float64 `json:"progress"` // of a bootstrap, 0 to 1
-	// Fetching is the infohash of the snapshot that the member fetches now, Rate
-	// its bytes per second, SecondsLeft an estimate, null without a rate.
-	Fetching    string   `json:"fetching,omitempty"`
-	Rate        int64    `json:"rate"`
-	SecondsLeft *float64 `json:"seconds_left"`
+	// Fetching is the infohash of the snapshot that the member fetches now, empty
+	// when it fetches none, and then the other figures are 0 and null.
+	Fetching    string   `json:"fetching"`
+	FetchDone   int64    `json:"fetch_done"`   // bytes verified
+	FetchTotal  int64    `json:"fetch_total"`  // bytes
+	Rate        int64    `json:"rate"`         // bytes per second, over the last 5 s
+	SecondsLeft *float64 `json:"seconds_left"` // an estimate; null without a rate
 	// Snapshot payload received since the member started, by who sent it; from
 	// workers is what came from the own colo and from others.
 	BytesFromManagers    int64  `json:"bytes_from_managers"`
@@ -108,7 +111,7 @@ func memberStatus(m gossip.Member, h head) MemberStatus {
 		Name: m.Name, Role: m.Role, Colo: m.Colo, State: m.State, Writer: m.Writer,
 		AppliedSeq: m.Applied.Seq,
 		HeadSeq:    h.pos.Seq, LogFirst: m.LogFirst,
-		Progress: m.Progress, Rate: m.FetchRate,
+		Progress:          m.Progress,
 		BytesFromManagers: m.FromManagers.Bytes, PiecesFromManagers: m.FromManagers.Pieces,
 		BytesFromWorkers: m.FromOwnColo.Bytes + m.FromOtherColos.Bytes,
 		BytesFromOwnColo: m.FromOwnColo.Bytes, PiecesFromOwnColo: m.FromOwnColo.Pieces,
@@ -123,10 +126,8 @@ func memberStatus(m gossip.Member, h head) MemberStatus {
 	}
 	if m.Fetching != (chunker.InfoHash{}) && m.Liveness == gossip.Alive {
 		s.Fetching = chunker.InfoHash(m.Fetching).String()
-		if m.FetchRate > 0 {
-			left := (1 - m.Progress) * float64(m.FetchTotal) / float64(m.FetchRate)
-			s.SecondsLeft = &left
-		}
+		s.FetchDone, s.FetchTotal, s.Rate = m.FetchDone, m.FetchTotal, m.FetchRate
+		s.SecondsLeft = secondsLeft(p2p.Progress{Done: m.FetchDone, Total: m.FetchTotal, Rate: m.FetchRate})
 	}
 	if !m.Dataset.IsZero() {
 		s.Dataset = m.Dataset.String()

@@ -19,7 +19,9 @@ func TestStatusOf(t *testing.T) {
 		{Facts: gossip.Facts{Name: "w1", Role: gossip.Worker, Dataset: set, State: "serving", Applied: at(8), AppliedTime: clock.Add(-2 * time.Second), Head: at(9)}},
 		{Facts: gossip.Facts{Name: "m1", Role: gossip.Manager, Writer: true, Dataset: set, State: "serving", Applied: at(10), AppliedTime: clock, Head: at(10), HeadTime: clock,
 			Snapshots: []gossip.Announcement{{Pos: at(3), InfoHash: [20]byte{3}}, {Pos: at(7), InfoHash: [20]byte{7}}}}},
-		{Facts: gossip.Facts{Name: "w2", Role: gossip.Worker, State: "bootstrapping", Progress: 0.5}},
+		{Facts: gossip.Facts{Name: "w2", Role: gossip.Worker, State: "bootstrapping", Progress: 0.5,
+			Fetching: [20]byte{7}, FetchDone: 400, FetchTotal: 1000, FetchRate: 50,
+			FromManagers: gossip.Payload{Bytes: 100, Pieces: 1}, FromOwnColo: gossip.Payload{Bytes: 200, Pieces: 2}, FromOtherColos: gossip.Payload{Bytes: 300, Pieces: 3}}},
 		{Facts: gossip.Facts{Name: "w3", Role: gossip.Worker, Dataset: set, State: "serving", Applied: at(10), AppliedTime: clock}, Liveness: gossip.Failed},
 		{Facts: gossip.Facts{Name: "w4", Role: gossip.Worker, Dataset: set, State: "serving"}, Liveness: gossip.Left},
 	}
@@ -46,6 +48,17 @@ func TestStatusOf(t *testing.T) {
 		}
 	}
 
+	fetcher := s.Members[2]
+	if fetcher.Fetching == "" || fetcher.FetchDone != 400 || fetcher.FetchTotal != 1000 || fetcher.Rate != 50 ||
+		fetcher.SecondsLeft == nil || *fetcher.SecondsLeft != 12 ||
+		fetcher.BytesFromManagers != 100 || fetcher.BytesFromOwnColo != 200 || fetcher.BytesFromOtherColos != 300 || fetcher.BytesFromWorkers != 500 ||
+		fetcher.PiecesFromManagers != 1 || fetcher.PiecesFromOwnColo != 2 || fetcher.PiecesFromOtherColos != 3 {
+		t.Errorf("the one that fetches: %+v", fetcher)
+	}
+	if m := s.Members[1]; m.Fetching != "" || m.SecondsLeft != nil {
+		t.Errorf("one that does not fetch: %+v", m)
+	}
+
 	// Two datasets: a member of one does not lag behind the other.
 	members = append(members, gossip.Member{Facts: gossip.Facts{Name: "x", Dataset: other, Applied: at(1), Head: at(99)}})
 	s = statusOf(members, replica.Status{})
@@ -65,7 +78,9 @@ func TestStatusOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"name", "role", "colo", "state", "applied_seq", "applied_hash", "head_seq", "lag_entries", "lag_seconds",
-		"snapshot_seq", "snapshot_infohash", "progress", "bytes_from_managers", "bytes_from_workers", "version"} {
+		"snapshot_seq", "snapshot_infohash", "progress", "bytes_from_managers", "bytes_from_workers", "version",
+		"fetching", "fetch_done", "fetch_total", "rate", "seconds_left", "bytes_from_own_colo", "bytes_from_other_colos",
+		"pieces_from_managers", "pieces_from_own_colo", "pieces_from_other_colos"} {
 		if _, ok := fields[name]; !ok {
 			t.Errorf("the status has no %q", name)
 		}

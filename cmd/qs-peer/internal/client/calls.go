@@ -31,23 +31,36 @@ type Snapshot struct {
 
 // Member is one node, as the node that was asked sees it.
 type Member struct {
-	Name              string  `json:"name"`
-	Role              string  `json:"role"`
-	Writer            bool    `json:"writer"`
-	Colo              string  `json:"colo"`
-	State             string  `json:"state"`
-	AppliedSeq        uint64  `json:"applied_seq"`
-	AppliedHash       string  `json:"applied_hash"`
-	HeadSeq           uint64  `json:"head_seq"`
-	LagEntries        uint64  `json:"lag_entries"`
-	LagSeconds        float64 `json:"lag_seconds"`
-	SnapshotSeq       uint64  `json:"snapshot_seq"`
-	SnapshotInfoHash  string  `json:"snapshot_infohash"`
-	Progress          float64 `json:"progress"` // of a bootstrap, 0 to 1
-	BytesFromManagers int64   `json:"bytes_from_managers"`
-	BytesFromWorkers  int64   `json:"bytes_from_workers"`
-	Version           string  `json:"version"`
-	Error             string  `json:"error"` // what last went wrong; known only of the node that was asked
+	Name             string  `json:"name"`
+	Role             string  `json:"role"`
+	Writer           bool    `json:"writer"`
+	Colo             string  `json:"colo"`
+	State            string  `json:"state"`
+	AppliedSeq       uint64  `json:"applied_seq"`
+	AppliedHash      string  `json:"applied_hash"`
+	HeadSeq          uint64  `json:"head_seq"`
+	LagEntries       uint64  `json:"lag_entries"`
+	LagSeconds       float64 `json:"lag_seconds"`
+	SnapshotSeq      uint64  `json:"snapshot_seq"`
+	SnapshotInfoHash string  `json:"snapshot_infohash"`
+	Progress         float64 `json:"progress"` // of a bootstrap, 0 to 1
+
+	Fetching    string   `json:"fetching"` // infohash; empty: nothing
+	FetchDone   int64    `json:"fetch_done"`
+	FetchTotal  int64    `json:"fetch_total"`
+	Rate        int64    `json:"rate"`         // bytes per second
+	SecondsLeft *float64 `json:"seconds_left"` // nil: unknown
+
+	BytesFromManagers    int64  `json:"bytes_from_managers"`
+	BytesFromWorkers     int64  `json:"bytes_from_workers"` // own and other colos
+	BytesFromOwnColo     int64  `json:"bytes_from_own_colo"`
+	BytesFromOtherColos  int64  `json:"bytes_from_other_colos"`
+	PiecesFromManagers   uint64 `json:"pieces_from_managers"`
+	PiecesFromOwnColo    uint64 `json:"pieces_from_own_colo"`
+	PiecesFromOtherColos uint64 `json:"pieces_from_other_colos"`
+
+	Version string `json:"version"`
+	Error   string `json:"error"` // what last went wrong; known only of the node that was asked
 }
 
 // Status is the fleet as one node sees it.
