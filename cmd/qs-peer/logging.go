@@ -13,16 +13,17 @@ import (
 )
 
 // newLogger returns a logger onto w: JSON, or text, which on a terminal is laid
-// out for reading.
-func newLogger(w io.Writer, level slog.Level, json bool) *slog.Logger {
+// out for reading, above a footer.
+func newLogger(w io.Writer, level slog.Level, json bool) (*slog.Logger, *term.Footer) {
 	o := &slog.HandlerOptions{Level: level}
 	switch {
 	case json:
-		return slog.New(slog.NewJSONHandler(w, o))
+		return slog.New(slog.NewJSONHandler(w, o)), nil
 	case term.Is(w):
-		return slog.New(newConsole(w, level, term.Colours(w)))
+		footer := term.NewFooter(w)
+		return slog.New(newConsole(footer, level, term.Colours(w))), footer
 	default:
-		return slog.New(slog.NewTextHandler(w, o))
+		return slog.New(slog.NewTextHandler(w, o)), nil
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -162,7 +163,7 @@ func (n *node) run(cmd *cobra.Command) error {
 	if err := level.UnmarshalText([]byte(n.logLevel)); err != nil {
 		return usagef("--log-level %q: want debug, info, warn or error", n.logLevel)
 	}
-	log := newLogger(cmd.ErrOrStderr(), level, n.logFormat == "json")
+	log, footer := newLogger(cmd.ErrOrStderr(), level, n.logFormat == "json")
 	n.peer.Logger = log
 	limitMemory(n.peer.Role)
 
@@ -176,6 +177,12 @@ func (n *node) run(cmd *cobra.Command) error {
 	}
 	addrs := p.Addrs()
 	log.Info("listening", "http", addrs.HTTP, "gossip", addrs.Gossip, "resp", addrs.RESP, "peer", addrs.Peer, "swarm", addrs.Swarm)
+	watch := &fetchWatch{progress: p.Progress, log: log, footer: footer, screen: cmd.ErrOrStderr()}
+	watching, unwatch := context.WithCancel(ctx)
+	var watched sync.WaitGroup
+	watched.Go(func() { watch.run(watching) })
+	defer watched.Wait()
+	defer unwatch()
 	select {
 	case <-ctx.Done():
 		log.Info("leaving the fleet; a second signal stops at once")

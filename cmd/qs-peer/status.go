@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,8 +26,11 @@ func newStatus() *cobra.Command {
 		Use:   "status [flags]",
 		Short: "Show the whole fleet as one node sees it",
 		Long: `Status shows every node: its state, the log entry it has applied and how far that
-is behind, its newest snapshot, and what it fetched from whom. The node that was
-asked is marked with *; the manager that takes the writes is called the writer.`,
+is behind, its newest snapshot, and how much it received from managers, from workers
+of its own colo and from those of other colos since it started. While nodes fetch a
+snapshot, it shows how far each is, its rate, an estimate, and pieces by source; a
+narrow terminal gets less of all this, a pipe everything. The node that was asked
+is marked with *; the manager that takes the writes is called the writer.`,
 		Args: wantArgs(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := t.client()
@@ -109,91 +113,42 @@ type sized struct {
 }
 
 // showStatus prints the fleet as a table and returns how many lines that took.
+// On a terminal that is being watched no more is shown than fits.
 func showStatus(w io.Writer, s *client.Status) (int, error) {
 	screen := w
-	if s, ok := w.(*sized); ok {
-		screen = s.on
+	sized, watching := w.(*sized)
+	if watching {
+		screen = sized.on
 	}
 	width, height := 0, 0
 	if term.Is(screen) {
 		width, height = term.Size(screen)
 	}
 	colours := term.Colours(screen)
-	lines := statusTable(s).Lines(colours, width)
-	if _, watching := w.(*sized); watching && height > 4 && len(lines) >= height-1 {
-		more := len(lines) - (height - 3)
-		lines = append(lines[:height-3], fmt.Sprintf("… and %d more", more))
-	}
-	if me, ok := s.Me(); ok && me.Error != "" {
-		line := me.Name + ": " + me.Error
+	var below []string
+	note := func(text string, style term.Style) {
 		if width > 0 {
-			line = term.Clip(line, width)
+			text = term.Clip(text, width)
 		}
 		if colours {
-			line = term.Red.In(line)
+			text = style.In(text)
 		}
-		lines = append(lines, line)
+		below = append(below, text)
 	}
+	if text := fetchSummary(s); text != "" {
+		note(text, term.Yellow)
+	}
+	if me, ok := s.Me(); ok && me.Error != "" {
+		note(me.Name+": "+me.Error, term.Red)
+	}
+	room := height - 1 - len(below) // the cursor takes a line
+	shown := *s
+	if watching && room > 2 && len(s.Members)+1 > room {
+		more := len(s.Members) - (room - 2)
+		shown.Members = watchFirst(s.Members, s.Self)[:room-2]
+		below = slices.Insert(below, 0, fmt.Sprintf("… and %d more", more))
+	}
+	lines := append(statusTable(&shown, width).Lines(colours, width), below...)
 	_, err := io.WriteString(w, strings.Join(lines, "\n")+"\n")
 	return len(lines), err
-}
-
-func statusTable(s *client.Status) *term.Table {
-	t := &term.Table{Header: []string{"NAME", "ROLE", "COLO", "STATE", ">APPLIED", ">LAG", ">SNAPSHOT", ">FROM MANAGERS", ">FROM WORKERS", "VERSION"}}
-	for _, m := range s.Members {
-		name := term.Cell{Text: m.Name}
-		if m.Name == s.Self {
-			name = term.Cell{Text: m.Name + " *", Style: term.Bold}
-		}
-		role := m.Role
-		if m.Writer {
-			role = "writer"
-		}
-		t.Rows = append(t.Rows, []term.Cell{
-			name, {Text: role}, {Text: m.Colo}, stateCell(m),
-			{Text: term.Count(m.AppliedSeq)}, lagCell(m), {Text: dash(term.Count(m.SnapshotSeq), m.SnapshotSeq == 0)},
-			{Text: term.Bytes(m.BytesFromManagers)}, {Text: term.Bytes(m.BytesFromWorkers)},
-			{Text: m.Version, Style: term.Dim},
-		})
-	}
-	return t
-}
-
-// stateCell is a member's state, with a bar while it fetches.
-func stateCell(m client.Member) term.Cell {
-	c := term.Cell{Text: m.State, Style: stateStyle(m.State)}
-	if m.State == "bootstrapping" || m.State == "repairing" {
-		c.Text += fmt.Sprintf(" %s %3.0f%%", term.Bar(m.Progress, 10), 100*m.Progress)
-	}
-	return c
-}
-
-func stateStyle(state string) term.Style {
-	switch state {
-	case "serving":
-		return term.Green
-	case "joining", "bootstrapping", "catching-up":
-		return term.Yellow
-	case "quarantined", "repairing", "failed":
-		return term.Red
-	}
-	return term.Dim
-}
-
-func lagCell(m client.Member) term.Cell {
-	if m.LagEntries == 0 {
-		return term.Cell{Text: "0"}
-	}
-	text := term.Count(m.LagEntries)
-	if m.LagSeconds > 0 {
-		text += " (" + term.Duration(time.Duration(m.LagSeconds*float64(time.Second))) + ")"
-	}
-	return term.Cell{Text: text, Style: term.Yellow}
-}
-
-func dash(text string, none bool) string {
-	if none {
-		return "-"
-	}
-	return text
 }

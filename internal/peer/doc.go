@@ -60,7 +60,7 @@
 // pieces_done, from: {managers, own_colo, other_colos: {bytes, pieces}}, wasted
 // (bytes received twice or in a bad piece), rate (bytes per second over the last
 // 5 s), seconds_left (null without a rate), and three times, null before: began,
-// fetched (every piece was verified), serving (the first time after that)}.
+// fetched (every piece was verified), serving (the first time after that); running}.
 //
 // # RESP
 //

@@ -35,7 +35,7 @@ type api struct {
 	publisher *publisher
 	members   func() []gossip.Member
 	status    func() replica.Status
-	served    *served
+	progress  func() (FetchProgress, bool)
 	health    func() error // why the node can not go on, nil while it can
 	scans     chan struct{}
 	logger    *slog.Logger

@@ -27,8 +27,9 @@ type Addrs struct {
 
 // Peer is a running node.
 type Peer struct {
-	addrs Addrs
-	done  chan struct{}
+	addrs    Addrs
+	progress func() (FetchProgress, bool)
+	done     chan struct{}
 
 	mu  sync.Mutex // guards err
 	err error
@@ -80,6 +81,7 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	if err := p.settle(ctx, w); err != nil {
 		return nil, err
 	}
+	p.progress = w.progress
 	p.addrs = ls.addresses
 	p.addrs.Gossip = w.gossip.Addr().String()
 	path := filepath.Join(o.Data, addrsName)
@@ -121,6 +123,10 @@ func (p *Peer) settle(ctx context.Context, w *wiring) error {
 
 // Addrs returns where the node listens.
 func (p *Peer) Addrs() Addrs { return p.addrs }
+
+// Progress returns the present or else the last fetch of a snapshot; ok is false
+// when there was none since the start.
+func (p *Peer) Progress() (f FetchProgress, ok bool) { return p.progress() }
 
 // Done is closed when the node can not go on; Err then says why. It still has
 // to be closed.

@@ -30,6 +30,7 @@ type FetchProgress struct {
 	Began       *time.Time `json:"began"`
 	Fetched     *time.Time `json:"fetched"` // when every piece was verified
 	Serving     *time.Time `json:"serving"` // when the replica first served after that
+	Running     bool       `json:"running"` // false: it is over, fetched or failed
 }
 
 // Payload is a part of what a fetch received.
@@ -43,18 +44,19 @@ type Payload struct {
 var errNeverFetched = errors.New("this node has fetched no snapshot since it started: see /v1/status for its state")
 
 func (a *api) getProgress(w http.ResponseWriter, _ *http.Request) {
-	p, serving, ok := a.served.last(a.status(), time.Now())
+	p, ok := a.progress()
 	if !ok {
 		writeError(w, http.StatusNotFound, errNeverFetched)
 		return
 	}
-	writeJSONBody(w, http.StatusOK, progressOf(p, serving))
+	writeJSONBody(w, http.StatusOK, p)
 }
 
 func progressOf(p p2p.Progress, serving time.Time) FetchProgress {
 	f := FetchProgress{
 		InfoHash: p.InfoHash.String(), Total: p.Total, Done: p.Done, Pieces: p.Pieces, PiecesDone: p.PiecesDone,
 		Wasted: p.Wasted, Rate: p.Rate, Began: timeOrNull(p.Began), Fetched: timeOrNull(p.Fetched), Serving: timeOrNull(serving),
+		Running: p.Running,
 	}
 	f.From.Managers = Payload(p.From[p2p.FromManagers])
 	f.From.OwnColo = Payload(p.From[p2p.FromOwnColo])
@@ -71,6 +73,15 @@ func secondsLeft(p p2p.Progress) *float64 {
 	}
 	seconds := left.Seconds()
 	return &seconds
+}
+
+// progress is Peer.Progress.
+func (w *wiring) progress() (FetchProgress, bool) {
+	p, serving, ok := w.served.last(w.replica.Status(), time.Now())
+	if !ok {
+		return FetchProgress{}, false
+	}
+	return progressOf(p, serving), true
 }
 
 func timeOrNull(t time.Time) *time.Time {

@@ -165,7 +165,7 @@ func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() 
 			advertise.fill(&members[0].Facts) // fresher than what gossip was told last
 			return members
 		},
-		status: w.replica.Status, served: w.served, health: health, scans: make(chan struct{}, maxScans), logger: w.logger("http"),
+		status: w.replica.Status, progress: w.progress, health: health, scans: make(chan struct{}, maxScans), logger: w.logger("http"),
 	}
 	w.stop.add("stop HTTP server", serveHTTP(w.ls.take(&w.ls.http), api.handler(w.reg), w.logger("http")))
 

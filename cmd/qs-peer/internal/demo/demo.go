@@ -162,8 +162,7 @@ func (s *show) buildWorkers(ctx context.Context) error {
 	took := time.Since(begun)
 	r := Rebuild{Builds: builds, Seconds: took.Seconds()}
 	for _, b := range builds {
-		r.BytesFromManagers += b.BytesFromManagers
-		r.BytesFromWorkers += b.BytesFromWorkers
+		r.add(b.Sources)
 	}
 	if size := s.report.Snapshot.Size; size > 0 {
 		r.ManagerCopies = float64(r.BytesFromManagers) / float64(size)
@@ -214,8 +213,7 @@ func (s *show) build(ctx context.Context, names []string) ([]Build, error) {
 				return err
 			}
 			took := board.Finish(i, m.State, term.Green, origin(m))
-			builds[i] = Build{Name: name, Seconds: took.Seconds(),
-				BytesFromManagers: m.BytesFromManagers, BytesFromWorkers: m.BytesFromWorkers}
+			builds[i] = Build{Name: name, Seconds: took.Seconds(), Sources: sourcesOf(m)}
 			return nil
 		})
 	}
@@ -226,7 +224,7 @@ func origin(m client.Member) string {
 	if m.BytesFromManagers+m.BytesFromWorkers == 0 {
 		return ""
 	}
-	return fmt.Sprintf("manager %s, workers %s", term.Bytes(m.BytesFromManagers), term.Bytes(m.BytesFromWorkers))
+	return fmt.Sprintf("manager %s, own colo %s", term.Bytes(m.BytesFromManagers), term.Bytes(m.BytesFromOwnColo))
 }
 
 // serving waits until a node says of itself that it serves.

@@ -46,19 +46,37 @@ type Snapshot struct {
 
 // Build is one worker's way from nothing to serving.
 type Build struct {
-	Name              string  `json:"name"`
-	Seconds           float64 `json:"seconds"`
-	BytesFromManagers int64   `json:"bytes_from_managers"`
-	BytesFromWorkers  int64   `json:"bytes_from_workers"`
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
+	Sources
+}
+
+// Sources says where snapshot payload came from. A demo has one colo, and so
+// nothing from others.
+type Sources struct {
+	BytesFromManagers   int64 `json:"bytes_from_managers"`
+	BytesFromWorkers    int64 `json:"bytes_from_workers"` // own and other colos
+	BytesFromOwnColo    int64 `json:"bytes_from_own_colo"`
+	BytesFromOtherColos int64 `json:"bytes_from_other_colos"`
+}
+
+func sourcesOf(m client.Member) Sources {
+	return Sources{m.BytesFromManagers, m.BytesFromWorkers, m.BytesFromOwnColo, m.BytesFromOtherColos}
+}
+
+func (s *Sources) add(o Sources) {
+	s.BytesFromManagers += o.BytesFromManagers
+	s.BytesFromWorkers += o.BytesFromWorkers
+	s.BytesFromOwnColo += o.BytesFromOwnColo
+	s.BytesFromOtherColos += o.BytesFromOtherColos
 }
 
 // Rebuild is all workers' way from nothing to serving.
 type Rebuild struct {
-	Seconds           float64 `json:"seconds"`
-	BytesFromManagers int64   `json:"bytes_from_managers"`
-	BytesFromWorkers  int64   `json:"bytes_from_workers"`
-	ManagerCopies     float64 `json:"manager_copies"` // bytes from managers, in sizes of the snapshot
-	Builds            []Build `json:"builds"`
+	Seconds float64 `json:"seconds"`
+	Sources
+	ManagerCopies float64 `json:"manager_copies"` // bytes from managers, in sizes of the snapshot
+	Builds        []Build `json:"builds"`
 }
 
 // Restart is a stop and a start on the same directory.
@@ -81,17 +99,16 @@ type Settle struct {
 
 // Member is a node in the end.
 type Member struct {
-	Name              string  `json:"name"`
-	Role              string  `json:"role"`
-	State             string  `json:"state"`
-	Seconds           float64 `json:"seconds,omitempty"` // of a worker, from its last start to serving
-	BytesFromManagers int64   `json:"bytes_from_managers"`
-	BytesFromWorkers  int64   `json:"bytes_from_workers"`
-	Seq               uint64  `json:"seq"`
-	Hash              string  `json:"hash"`
-	ExportPairs       uint64  `json:"export_pairs"`
-	ExportBytes       int64   `json:"export_bytes"`
-	ExportSHA256      string  `json:"export_sha256"`
+	Name    string  `json:"name"`
+	Role    string  `json:"role"`
+	State   string  `json:"state"`
+	Seconds float64 `json:"seconds,omitempty"` // of a worker, from its last start to serving
+	Sources
+	Seq          uint64 `json:"seq"`
+	Hash         string `json:"hash"`
+	ExportPairs  uint64 `json:"export_pairs"`
+	ExportBytes  int64  `json:"export_bytes"`
+	ExportSHA256 string `json:"export_sha256"`
 }
 
 // compare asks every node for all it holds.
@@ -134,8 +151,7 @@ func (s *show) member(ctx context.Context, name string) (Member, error) {
 		return Member{}, fmt.Errorf("%s: %w", name, err)
 	}
 	me, _ := status.Me()
-	m := Member{Name: name, Role: me.Role, State: me.State, BytesFromManagers: me.BytesFromManagers,
-		BytesFromWorkers: me.BytesFromWorkers, Seq: me.AppliedSeq, Hash: me.AppliedHash}
+	m := Member{Name: name, Role: me.Role, State: me.State, Sources: sourcesOf(me), Seq: me.AppliedSeq, Hash: me.AppliedHash}
 	for _, b := range slices.Concat(s.report.Rebuild.Builds, []Build{s.report.Killed}) { // its second life last
 		if b.Name == name {
 			m.Seconds = b.Seconds
@@ -163,7 +179,7 @@ func (n *lineCount) Write(p []byte) (int, error) {
 
 // Print prints the table.
 func (r *Report) Print(w io.Writer) error {
-	t := term.Table{Header: []string{"NAME", "STATE", ">BUILT IN", ">BY MANAGER", ">BY WORKERS", ">ENTRY", "HASH", "EXPORT"}}
+	t := term.Table{Header: []string{"NAME", "STATE", ">BUILT IN", ">BY MANAGER", ">BY OWN COLO", ">ENTRY", "HASH", "EXPORT"}}
 	for _, m := range r.Members {
 		built := "-"
 		if m.Seconds > 0 {
@@ -175,7 +191,7 @@ func (r *Report) Print(w io.Writer) error {
 		}
 		t.Rows = append(t.Rows, []term.Cell{
 			{Text: m.Name}, {Text: m.State, Style: style}, {Text: built},
-			{Text: term.Bytes(m.BytesFromManagers)}, {Text: term.Bytes(m.BytesFromWorkers)},
+			{Text: term.Bytes(m.BytesFromManagers)}, {Text: term.Bytes(m.BytesFromOwnColo)},
 			{Text: term.Count(m.Seq)}, {Text: short(m.Hash)}, {Text: short(m.ExportSHA256)},
 		})
 	}

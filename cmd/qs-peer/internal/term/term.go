@@ -105,70 +105,22 @@ func Duration(d time.Duration) string {
 	return d.Round(unit).String()
 }
 
-// Cell is one field of a table.
-type Cell struct {
-	Text  string
-	Style Style
+// Left returns a time that is left as people estimate it: 12s, 3m05s, 2h10m, 3d.
+func Left(d time.Duration) string {
+	switch s := int64((d + time.Second - 1) / time.Second); {
+	case s < 60:
+		return fmt.Sprintf("%ds", max(s, 0))
+	case s < 3600:
+		return fmt.Sprintf("%dm%02ds", s/60, s%60)
+	case s < 100*3600:
+		return fmt.Sprintf("%dh%02dm", s/3600, s%3600/60)
+	default:
+		return fmt.Sprintf("%dd", s/(24*3600))
+	}
 }
 
-// Table is rows of cells under a header. Columns whose header begins with '>'
-// are aligned to the right.
-type Table struct {
-	Header []string
-	Rows   [][]Cell
-}
-
-// Lines lays the table out, with colours or without. No line is longer than
-// width; 0 means no limit.
-func (t *Table) Lines(colours bool, width int) []string {
-	widths := make([]int, len(t.Header))
-	right := make([]bool, len(t.Header))
-	head := make([]Cell, len(t.Header))
-	for i, h := range t.Header {
-		h, right[i] = strings.CutPrefix(h, ">")
-		head[i] = Cell{h, Dim}
-	}
-	rows := append([][]Cell{head}, t.Rows...)
-	for _, row := range rows {
-		for i, c := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(c.Text))
-		}
-	}
-	lines := make([]string, 0, len(rows))
-	for _, row := range rows {
-		var b strings.Builder
-		room := width
-		for i, c := range row {
-			gap := 2
-			if i == 0 {
-				gap = 0
-			}
-			pad := widths[i] - utf8.RuneCountInString(c.Text)
-			before, after := gap, pad
-			if right[i] {
-				before, after = gap+pad, 0
-			}
-			if i == len(row)-1 {
-				after = 0
-			}
-			text := c.Text
-			if width > 0 {
-				before = min(before, room)
-				text = Clip(text, room-before)
-				after = min(after, room-before-utf8.RuneCountInString(text))
-				room -= before + utf8.RuneCountInString(text) + after
-			}
-			if colours {
-				text = c.Style.In(text)
-			}
-			b.WriteString(strings.Repeat(" ", before))
-			b.WriteString(text)
-			b.WriteString(strings.Repeat(" ", after))
-		}
-		lines = append(lines, strings.TrimRight(b.String(), " "))
-	}
-	return lines
-}
+// Rate returns bytes per second as people read them.
+func Rate(n int64) string { return Bytes(n) + "/s" }
 
 // Clip cuts text to width cells.
 func Clip(text string, width int) string {
