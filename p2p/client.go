@@ -39,6 +39,7 @@ type Client struct {
 	http    *http.Client
 	pieces  *http.Client // connections of their own: a piece may hold one for long
 	sources sources
+	budget  *Budget
 	log     *slog.Logger
 	metrics clientMetrics
 }
@@ -48,6 +49,8 @@ type Client struct {
 type ClientOptions struct {
 	// Name is this node's name, by which a source tells who asks for a piece.
 	Name string
+	// Download limits what is received. Default: no limit.
+	Download *Budget
 	// Dial connects to other peers. Default: TCP.
 	Dial       DialFunc
 	Logger     *slog.Logger
@@ -87,6 +90,7 @@ func NewClient(o ClientOptions) *Client {
 		name:    o.Name,
 		http:    &http.Client{Transport: small, CheckRedirect: refuseRedirect},
 		pieces:  &http.Client{Transport: pieces, CheckRedirect: refuseRedirect},
+		budget:  o.Download,
 		log:     o.Logger,
 		metrics: newClientMetrics(o.Registerer),
 	}
@@ -241,7 +245,7 @@ func (c *Client) file(ctx context.Context, addr, path string, limit int64) ([]by
 		return nil, err
 	}
 	defer resp.Body.Close()
-	b, err := readLimited(resp.Body, limit)
+	b, err := readLimited(&budgetReader{ctx, resp.Body, c.budget}, limit)
 	if err != nil {
 		return nil, because(ctx, err)
 	}

@@ -18,9 +18,11 @@
 // because it asks for blocks of up to 256 KiB.
 //
 // Where things are: swarm.go the surface; holding.go one torrent's life and its
-// accounting; progress.go how far a fetch is and who sent what; store.go its file; network.go how the client reaches peers, and
-// what it gets to know of them; keeper.go whom to connect to, and when to start
-// over; sourcing.go whom to ask for how much; swarmconfig.go the client's settings.
+// accounting; progress.go how far a fetch is and who sent what; store.go its file;
+// network.go how the client reaches peers, and what it gets to know of them;
+// keeper.go whom to connect to, and when to start over; sourcing.go whom to ask for
+// how much; swarmconfig.go the client's settings; pieces*.go first copies over the
+// peer protocol; budget.go how much may go.
 //
 // # Peer protocol
 //
@@ -64,6 +66,16 @@
 // connections to a source, and gives it up when no byte came for 10 s on any of
 // them; a piece has no other limit of time, so that one of 8 MiB may take a
 // minute at 1 Mbit/s. The asker verifies each piece by its hash.
+//
+// A source bounds what askers can keep it busy with: 32 requests and connections
+// of an asker, 2,048 requests of all, beyond which the answer is 503; and 4,096
+// connections. A receiver that does not take 256 KiB within 30 s is given up.
+//
+// # Budgets
+//
+// A Budget limits what a node sends, or receives, over all these connections:
+// exactly over seconds, and what is urgent first (Class). The torrent client's
+// own limiters are not used: they know neither classes nor the other traffic.
 //
 // # What both sides hold each other to
 //

@@ -139,6 +139,7 @@ func (s *Swarm) connAdded(c *torrent.PeerConn) {
 	// No extension is spoken, above all not hole punching, by which a peer can
 	// make us dial an address of its choice.
 	c.LocalLtepProtocolMap = new(torrent.LocalLtepProtocolMap)
+	s.network.identify(c.RemoteAddr, c.PeerID)
 	ih := chunker.InfoHash(c.Torrent().InfoHash())
 	now := time.Now()
 	s.mu.Lock()

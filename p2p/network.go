@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/anacrolix/torrent"
-	"golang.org/x/time/rate"
 )
 
 // acceptPause is how long the listener rests after it could not accept (no file
@@ -27,10 +26,9 @@ const acceptPause = 100 * time.Millisecond
 // and each connection that comes in by a made-up address of its own. Swarm
 // shuns peers that send damaged data, by peer id.
 type network struct {
-	swarm     *Swarm
-	ctx       context.Context // ends at close
-	downloads *rate.Limiter   // nil: no limit
-	inbound   atomic.Uint64   // connections accepted
+	swarm   *Swarm
+	ctx     context.Context // ends at close
+	inbound atomic.Uint64   // connections accepted
 
 	mu     sync.Mutex // guards what follows
 	conns  map[*conn]struct{}
@@ -39,11 +37,7 @@ type network struct {
 }
 
 func newNetwork(ctx context.Context, s *Swarm) *network {
-	n := &network{swarm: s, ctx: ctx, conns: make(map[*conn]struct{})}
-	if r := s.o.DownloadRate; r > 0 {
-		n.downloads = rate.NewLimiter(rate.Limit(r), maxBuffered)
-	}
-	return n
+	return &network{swarm: s, ctx: ctx, conns: make(map[*conn]struct{})}
 }
 
 // dialName is what a peer is called towards the torrent client. It is no
@@ -126,9 +120,14 @@ func (n *network) close() error {
 
 func (n *network) wrap(nc net.Conn, remote net.Addr) (net.Conn, error) {
 	c := &conn{Conn: nc, network: n, remote: remote}
+	if id, dialled := remote.(dialName); dialled {
+		c.peer.Store((*torrent.PeerID)(&id))
+	}
+	c.ctx, c.cancel = context.WithCancel(n.ctx)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.closed {
+		c.cancel()
 		return nil, errors.Join(net.ErrClosed, nc.Close())
 	}
 	n.conns[c] = struct{}{}
@@ -136,27 +135,76 @@ func (n *network) wrap(nc net.Conn, remote net.Addr) (net.Conn, error) {
 	return c, nil
 }
 
+// identify says who is on the other end of a connection that came in.
+func (n *network) identify(remote fmt.Stringer, id torrent.PeerID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.conns {
+		if c.remote == remote {
+			c.peer.Store(&id)
+		}
+	}
+}
+
+// class tells how urgent pieces for a peer are.
+func (n *network) class(id *torrent.PeerID) Class {
+	if id == nil {
+		return Rebuild
+	}
+	n.swarm.mu.Lock()
+	defer n.swarm.mu.Unlock()
+	return n.swarm.roster[*id].class()
+}
+
 // conn is a connection as the torrent client sees it.
 type conn struct {
 	net.Conn
 	network *network
 	remote  net.Addr
+	peer    atomic.Pointer[torrent.PeerID] // nil: not known yet
+	ctx     context.Context                // ends when it is closed
+	cancel  context.CancelFunc
 	closing sync.Once
 	err     error
 }
 
 func (c *conn) RemoteAddr() net.Addr { return c.remote }
 
-// Read waits for the download rate after the fact: the peer is slowed down by
+// shortMessages is how many bytes are written without a piece among them: what
+// is shorter goes before pieces.
+const shortMessages = 1 << 10
+
+// Write waits for the upload budget first, a chunk at a time.
+func (c *conn) Write(p []byte) (int, error) {
+	upload := c.network.swarm.o.Upload
+	short := len(p) <= shortMessages
+	written := 0
+	for len(p) > 0 {
+		n := min(len(p), upload.chunk())
+		class := Urgent
+		if !short {
+			class = c.network.class(c.peer.Load())
+		}
+		if err := upload.Wait(c.ctx, class, n); err != nil {
+			return written, net.ErrClosed
+		}
+		m, err := c.Conn.Write(p[:n])
+		written += m
+		if err != nil {
+			return written, err
+		}
+		p = p[n:]
+	}
+	return written, nil
+}
+
+// Read waits for the download budget after the fact: the peer is slowed down by
 // TCP.
 func (c *conn) Read(p []byte) (int, error) {
-	limit := c.network.downloads
-	if limit == nil {
-		return c.Conn.Read(p)
-	}
-	n, err := c.Conn.Read(p[:min(len(p), limit.Burst())])
+	download := c.network.swarm.o.Download
+	n, err := c.Conn.Read(p[:min(len(p), download.chunk())])
 	if n > 0 {
-		if werr := limit.WaitN(c.network.ctx, n); werr != nil && err == nil {
+		if werr := download.Wait(c.ctx, download.ownClass(), n); werr != nil && err == nil {
 			err = net.ErrClosed
 		}
 	}
@@ -183,6 +231,7 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 
 func (c *conn) Close() error {
 	c.closing.Do(func() {
+		c.cancel()
 		c.err = c.Conn.Close()
 		c.network.mu.Lock()
 		delete(c.network.conns, c)

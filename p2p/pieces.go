@@ -57,6 +57,14 @@ func parseIndex(s string) (int, error) {
 	return i, nil
 }
 
+// class tells how urgent pieces for a peer are.
+func (p Peer) class() Class {
+	if p.Repairing {
+		return Repair
+	}
+	return Rebuild
+}
+
 // checkNode checks a node's name as it came from a peer.
 func checkNode(name string) error {
 	switch {

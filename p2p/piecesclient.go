@@ -60,10 +60,10 @@ func (c *Client) piece(ctx context.Context, addr, path string, buf []byte) error
 		return err
 	}
 	for len(buf) > 0 {
-		n, err := resp.Body.Read(buf[:min(len(buf), readChunk)])
+		n, err := resp.Body.Read(buf[:min(len(buf), readChunk, c.budget.chunk())])
 		if n > 0 {
-			src.heard()
 			buf = buf[n:]
+			src.heard(func() { c.budget.Wait(ctx, c.budget.ownClass(), n) })
 		}
 		if err != nil && len(buf) > 0 {
 			return because(ctx, within(err))
@@ -110,9 +110,10 @@ type sources struct {
 // source is what the requests to one address share. A source sends an asker one
 // piece at a time, so a request may rightly hear nothing while others do.
 type source struct {
-	users int
-	last  atomic.Int64 // when a byte came, in ns since epoch
-	epoch time.Time
+	users   int
+	dealing atomic.Int32 // requests that have not dealt yet with what came
+	last    atomic.Int64 // when something was dealt with, in ns since epoch
+	epoch   time.Time
 }
 
 func (s *sources) get(addr string) *source {
@@ -138,7 +139,14 @@ func (s *sources) put(addr string, src *source) {
 	}
 }
 
-func (s *source) heard() { s.last.Store(int64(time.Since(s.epoch))) }
+// heard notes that something came, and that the source is not to blame for what
+// passes until it is dealt with.
+func (s *source) heard(deal func()) {
+	s.dealing.Add(1)
+	deal()
+	s.dealing.Add(-1)
+	s.last.Store(int64(time.Since(s.epoch)))
+}
 
 // watch ends a request, which begins now, when the source stalls.
 func (s *source) watch(cancel context.CancelCauseFunc) (stop func()) {
@@ -151,6 +159,9 @@ func (s *source) watch(cancel context.CancelCauseFunc) (stop func()) {
 		mu.Lock()
 		defer mu.Unlock()
 		silent := time.Since(s.epoch) - max(began, time.Duration(s.last.Load()))
+		if s.dealing.Load() > 0 {
+			silent = 0
+		}
 		if silent >= stallTimeout {
 			cancel(errStalled)
 			return

@@ -37,6 +37,7 @@ const (
 // asker of a colo at a time.
 type pieceServer struct {
 	from    Pieces // nil: there are none
+	egress  *Budget
 	started time.Time
 	metrics pieceMetrics
 
@@ -63,9 +64,9 @@ type serverConn struct {
 
 type serverConnKey struct{}
 
-func newPieceServer(from Pieces, reg prometheus.Registerer) *pieceServer {
+func newPieceServer(from Pieces, egress *Budget, reg prometheus.Registerer) *pieceServer {
 	return &pieceServer{
-		from: from, started: time.Now(), metrics: newPieceMetrics(reg),
+		from: from, egress: egress, started: time.Now(), metrics: newPieceMetrics(reg),
 		askers: make(map[string]*asker),
 		grants: make(map[chunker.InfoHash]*lease.Grants),
 		conns:  make(map[net.Conn]*serverConn),
@@ -142,7 +143,7 @@ func (s *pieceServer) piece(w http.ResponseWriter, r *http.Request, began *bool)
 			return err
 		}
 		defer p.close()
-		return s.send(w, a.name, p, began)
+		return s.send(r.Context(), w, a.name, p, began)
 	})
 	done(err == nil)
 	return err
@@ -236,18 +237,22 @@ func (s *pieceServer) inTurn(ctx context.Context, a *asker, send func() error) e
 }
 
 // send sends a piece. began tells whether the answer is out already.
-func (s *pieceServer) send(w http.ResponseWriter, name string, p *openPiece, began *bool) error {
+func (s *pieceServer) send(ctx context.Context, w http.ResponseWriter, name string, p *openPiece, began *bool) error {
 	start := time.Now()
 	s.metrics.sending.Inc()
 	defer s.metrics.sending.Dec()
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("Content-Length", strconv.FormatInt(p.size, 10))
 	for p.sent < p.size {
-		_, near := s.from.asker(name)
+		peer, near := s.from.asker(name) // it may have begun a repair
+		size := min(p.size-p.sent, sendChunk, int64(s.egress.chunk()))
+		if err := s.egress.Wait(ctx, peer.class(), int(size)); err != nil {
+			return err
+		}
 		if err := beImpatient(w); err != nil {
 			return err
 		}
-		n, err := p.writeTo(w, sendChunk)
+		n, err := p.writeTo(w, size)
 		s.metrics.bytes.WithLabelValues(to(near)).Add(float64(n))
 		if errors.Is(err, errUnreadable) && p.sent == 0 {
 			w.Header().Del("Content-Length")

@@ -40,6 +40,8 @@ type ServerOptions struct {
 	Snapshot func(chunker.InfoHash) (manifest, metainfo []byte, ok bool)
 	// Pieces are what others may ask for. Default: there are none.
 	Pieces Pieces
+	// Upload limits log streams and small files, and Egress pieces. Default: no limit.
+	Upload, Egress *Budget
 	// MaxStreams bounds concurrent log streams. Default 1024.
 	MaxStreams int
 	Logger     *slog.Logger
@@ -65,7 +67,7 @@ func NewServer(o ServerOptions) *Server {
 	}
 	s := &Server{
 		o: o, mux: http.NewServeMux(), slots: make(chan struct{}, o.MaxStreams),
-		pieces: newPieceServer(o.Pieces, o.Registerer), metrics: newServerMetrics(o.Registerer),
+		pieces: newPieceServer(o.Pieces, o.Egress, o.Registerer), metrics: newServerMetrics(o.Registerer),
 	}
 	snapshot := "GET " + snapshotPath + "{infohash}"
 	s.mux.HandleFunc("GET "+logPath, s.log)
@@ -118,7 +120,12 @@ func (s *Server) snapshot(pick func(manifest, metainfo []byte) []byte) http.Hand
 			return
 		}
 		w.Header().Set("Content-Type", "application/octet-stream")
-		w.Write(pick(manifest, metainfo))
+		body := pick(manifest, metainfo)
+		if s.o.Upload.Wait(r.Context(), Urgent, len(body)) != nil {
+			return // nobody listens any more
+		}
+		beImpatient(w)
+		w.Write(body)
 	}
 }
 
@@ -173,7 +180,7 @@ func (s *Server) open(r *http.Request) (*txlog.Reader, error) {
 // stream sends what reader returns until ctx ends or something fails. It
 // flushes when there is nothing more to send.
 func (s *Server) stream(ctx context.Context, w http.ResponseWriter, reader *txlog.Reader) error {
-	out := &patientWriter{w: w, sent: s.metrics.wireBytes}
+	out := &patientWriter{ctx: ctx, w: w, upload: s.o.Upload, sent: s.metrics.wireBytes}
 	z, err := zstd.NewWriter(out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(window),
 		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
 	if err != nil {
@@ -248,11 +255,16 @@ func nextWithin(ctx context.Context, reader *txlog.Reader, d time.Duration) ([]t
 
 // patientWriter writes to a client that may be slow but not stuck.
 type patientWriter struct {
-	w    http.ResponseWriter
-	sent prometheus.Counter
+	ctx    context.Context // of the request
+	w      http.ResponseWriter
+	upload *Budget
+	sent   prometheus.Counter
 }
 
 func (p *patientWriter) Write(b []byte) (int, error) {
+	if err := p.upload.Wait(p.ctx, Urgent, len(b)); err != nil {
+		return 0, err
+	}
 	if err := beImpatient(p.w); err != nil {
 		return 0, err
 	}

@@ -87,7 +87,7 @@ func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.Read
 		batches: make(chan batch, readAhead), done: make(chan struct{}),
 		room: semaphore.NewWeighted(readAhead * receiveBatch),
 	}
-	z, err := zstd.NewReader(&countingReader{body, c.metrics.wireBytes},
+	z, err := zstd.NewReader(&countingReader{&budgetReader{ctx, body, c.budget}, c.metrics.wireBytes},
 		zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
 	if err != nil {
 		cancel(err)
@@ -264,5 +264,21 @@ type countingReader struct {
 func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n.Add(float64(n))
+	return n, err
+}
+
+// budgetReader waits for a budget after the fact, as for what is urgent: the
+// sender is slowed down by TCP.
+type budgetReader struct {
+	ctx    context.Context
+	r      io.Reader
+	budget *Budget
+}
+
+func (b *budgetReader) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p[:min(len(p), b.budget.chunk())])
+	if werr := b.budget.Wait(b.ctx, Urgent, n); err == nil {
+		err = werr
+	}
 	return n, err
 }

@@ -60,8 +60,8 @@ type SwarmOptions struct {
 	Listener net.Listener
 	// Dial connects to other peers. Default: TCP.
 	Dial DialFunc
-	// UploadRate and DownloadRate limit payload, in bytes per second. 0: no limit.
-	UploadRate, DownloadRate int64
+	// Upload and Download limit what goes over connections. Default: no limit.
+	Upload, Download *Budget
 	// FS is where files are seeded from and fetched to. Default durable.OS.
 	FS durable.FS
 	// Logger also gets the torrent client's messages, at debug level. Default: discarded.
@@ -76,9 +76,6 @@ func (o *SwarmOptions) validate() error {
 	}
 	if o.Listener == nil {
 		return errors.New("start swarm: Listener is required")
-	}
-	if o.UploadRate < 0 || o.DownloadRate < 0 {
-		return fmt.Errorf("start swarm: rates are %d and %d bytes/s: want 0 (no limit) or more", o.UploadRate, o.DownloadRate)
 	}
 	if o.Dial == nil {
 		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {

@@ -70,7 +70,7 @@ func seed(t testing.TB, n *node, p payload) string {
 }
 
 func slow(rate int64) func(*SwarmOptions) {
-	return func(o *SwarmOptions) { o.UploadRate = rate }
+	return func(o *SwarmOptions) { o.Upload = limit(rate) }
 }
 
 func at(addr string) func(*SwarmOptions) {

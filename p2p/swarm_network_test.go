@@ -153,14 +153,14 @@ qs_swarm_wasted_bytes_total 0
 func TestRates(t *testing.T) {
 	const rate = 4 << 20
 	p := newPayload(t, 3<<20)
-	least := time.Duration(float64(p.torrent.Size()-maxBuffered) / rate * float64(time.Second))
+	least := time.Duration(float64(p.torrent.Size()) / rate * float64(time.Second))
 	for _, c := range []struct {
 		name     string
 		up, down int64
 	}{{"upload", rate, 0}, {"download", 0, rate}} {
 		t.Run(c.name, func(t *testing.T) {
-			manager := newNode(t, "manager", true, func(o *SwarmOptions) { o.UploadRate = c.up })
-			w := newNode(t, "worker", false, func(o *SwarmOptions) { o.DownloadRate = c.down })
+			manager := newNode(t, "manager", true, func(o *SwarmOptions) { o.Upload = limit(c.up) })
+			w := newNode(t, "worker", false, func(o *SwarmOptions) { o.Download = limit(c.down) })
 			introduce(manager, w)
 			seed(t, manager, p)
 			began := time.Now()
@@ -181,7 +181,6 @@ func TestSwarmOptions(t *testing.T) {
 	for want, o := range map[string]SwarmOptions{
 		"Name is required":     {Listener: l},
 		"Listener is required": {Name: "n"},
-		"want 0 (no limit)":    {Name: "n", Listener: l, UploadRate: -1},
 	} {
 		if _, err := NewSwarm(o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got error %v, want one with %q", err, want)

@@ -69,9 +69,6 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	// No window over the first missing pieces: with one, peers that are equally
 	// far fetch the same pieces.
 	c.MaxUnverifiedBytes = 0
-	if s.o.UploadRate > 0 {
-		c.UploadRateLimiter = rate.NewLimiter(rate.Limit(s.o.UploadRate), maxBuffered)
-	}
 	c.Slogger = slog.New(debugHandler{s.o.Logger.Handler()})
 
 	c.Callbacks.PeerConnAdded = append(c.Callbacks.PeerConnAdded, s.connAdded)

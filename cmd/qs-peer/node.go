@@ -28,7 +28,7 @@ type node struct {
 	peer   peer.Options
 	config string
 
-	upload, download, mint rate
+	upload, download, egress, mint rate
 
 	tlsCA, tlsCert, tlsKey string
 	logLevel, logFormat    string
@@ -73,8 +73,11 @@ func (n *node) flags(cmd *cobra.Command) {
 		f.IntVar(&o.KeepSnapshots, "keep-snapshots", peer.DefaultKeepSnapshots, "keep and seed the newest so many snapshots; the log reaches back to the oldest")
 		f.Var(&n.mint, "mint-rate", "write snapshots at most so fast, like 100MB/s; 0 is no limit (default 0)")
 	}
-	f.Var(&n.upload, "upload-rate", "send snapshots at most so fast, like 20MB/s; 0 is no limit (default 0)")
-	f.Var(&n.download, "download-rate", "fetch snapshots at most so fast, like 20MB/s; 0 is no limit (default 0)")
+	if o.Role == gossip.Manager {
+		f.Var(&n.egress, "egress-rate", "send snapshots at most so fast, like 20MB/s, within --upload-rate; 0 is no limit (default 0)")
+	}
+	f.Var(&n.upload, "upload-rate", "send to peers at most so fast, like 20MB/s, log entries first; 0 is no limit (default 0)")
+	f.Var(&n.download, "download-rate", "receive from peers at most so fast, like 20MB/s, log entries first; 0 is no limit (default 0)")
 	f.StringVar(&n.logLevel, "log-level", "info", "log debug, info, warn or error, and what is graver")
 	f.StringVar(&n.logFormat, "log-format", "text", "log as text or json, on standard error")
 }
@@ -127,7 +130,8 @@ func (n *node) complete(cmd *cobra.Command) error {
 			return usagef("--join %q: want the gossip address of a member, HOST:PORT", addr)
 		}
 	}
-	o.UploadRate, o.DownloadRate, o.MintRate = int64(n.upload), int64(n.download), int64(n.mint)
+	o.UploadRate, o.DownloadRate = int64(n.upload), int64(n.download)
+	o.EgressRate, o.MintRate = int64(n.egress), int64(n.mint)
 	return nil
 }
 

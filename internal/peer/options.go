@@ -52,8 +52,10 @@ type Options struct {
 	// KeepSnapshots is how many snapshots a manager keeps and seeds. Default
 	// DefaultKeepSnapshots. The log reaches back to the oldest of them.
 	KeepSnapshots int
-	// UploadRate, DownloadRate and MintRate are in bytes per second. 0: no limit.
-	UploadRate, DownloadRate, MintRate int64
+	// Rates are in bytes per second. 0: no limit. UploadRate and DownloadRate are
+	// of all that goes to and comes from peers but gossip, EgressRate is of the
+	// pieces that a manager sends, and MintRate of the snapshots it writes.
+	UploadRate, DownloadRate, EgressRate, MintRate int64
 
 	Version string
 	Logger  *slog.Logger // default: discarded
@@ -114,8 +116,13 @@ func (o *Options) validate(ctx context.Context) error {
 		return fmt.Errorf("--keep-snapshots %d: a manager keeps at least one snapshot", o.KeepSnapshots)
 	case o.SnapshotEvery < 0:
 		return fmt.Errorf("--snapshot-every %v is negative", o.SnapshotEvery)
-	case o.UploadRate < 0 || o.DownloadRate < 0 || o.MintRate < 0:
+	case min(o.UploadRate, o.DownloadRate, o.EgressRate, o.MintRate) < 0:
 		return errors.New("a rate is negative: rates are in bytes per second, 0 for no limit")
+	case o.Role == gossip.Worker && o.EgressRate > 0:
+		return errors.New("--egress-rate limits what a manager sends; for a worker there is --upload-rate")
+	case o.UploadRate > 0 && o.EgressRate > o.UploadRate:
+		return fmt.Errorf("--egress-rate is %d bytes/s, above --upload-rate, %d, which limits it already: lower it, or leave it out",
+			o.EgressRate, o.UploadRate)
 	}
 	for _, l := range o.listenAddrs() {
 		if l.addr == "" {

@@ -27,23 +27,33 @@ type wiring struct {
 	fail func(error) // the node can not go on
 	life *life
 
-	changed *signal // something happened that the others should hear of
-	swarm   *p2p.Swarm
-	client  *p2p.Client
-	shelf   *shelf
-	gossip  *gossip.Gossip
-	fleet   *fleet
-	replica *replica.Replica
-	served  *served
-	ready   chan struct{} // closed once reads have been served
+	changed  *signal // something happened that the others should hear of
+	swarm    *p2p.Swarm
+	client   *p2p.Client
+	download *p2p.Budget
+	shelf    *shelf
+	gossip   *gossip.Gossip
+	fleet    *fleet
+	replica  *replica.Replica
+	served   *served
+	ready    chan struct{} // closed once reads have been served
 }
 
 func (w *wiring) logger(part string) *slog.Logger { return w.o.Logger.With("part", part) }
 
 // transfer starts what moves bytes between nodes.
 func (w *wiring) transfer() error {
+	budget := func(direction string, rate int64, within *p2p.Budget) *p2p.Budget {
+		return p2p.NewBudget(p2p.BudgetOptions{Direction: direction, Rate: rate, Within: within, Registerer: w.reg})
+	}
+	upload := budget("upload", w.o.UploadRate, nil)
+	pieces := upload
+	if w.o.Role == gossip.Manager {
+		pieces = budget("egress", w.o.EgressRate, upload)
+	}
+	w.download = budget("download", w.o.DownloadRate, nil)
 	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
-		Name: w.o.Name, Colo: w.o.Colo, Listener: w.ls.take(&w.ls.swarm), UploadRate: w.o.UploadRate, DownloadRate: w.o.DownloadRate,
+		Name: w.o.Name, Colo: w.o.Colo, Listener: w.ls.take(&w.ls.swarm), Upload: pieces, Download: w.download,
 		Logger: w.logger("swarm"), Registerer: w.reg,
 	})
 	if err != nil {
@@ -54,10 +64,11 @@ func (w *wiring) transfer() error {
 	w.shelf = &shelf{
 		repo: w.disk.repo, swarm: swarm, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
 	}
-	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Logger: w.logger("p2p"), Registerer: w.reg})
+	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg})
 	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
 	server := p2p.NewServer(p2p.ServerOptions{
-		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Logger: w.logger("p2p"), Registerer: w.reg,
+		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Upload: upload, Egress: pieces,
+		Logger: w.logger("p2p"), Registerer: w.reg,
 	})
 	w.stop.add("stop peer server", servePeers(w.ls.take(&w.ls.peer), server, w.logger("p2p")))
 	return nil
@@ -104,6 +115,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 				becameReady()
 			}
 			served.observe(st, time.Now())
+			w.download.SetOwn(urgency(st))
 			w.changed.notify()
 		},
 	}
@@ -191,4 +203,12 @@ func followSwarm(ctx context.Context, f *fleet, swarm *p2p.Swarm) {
 			return
 		}
 	}
+}
+
+// urgency tells of which class the pieces are that a node fetches for itself.
+func urgency(st replica.Status) p2p.Class {
+	if st.State == replica.Repairing {
+		return p2p.Repair
+	}
+	return p2p.Rebuild
 }
