@@ -79,6 +79,10 @@ func (f *Fluid) Least() Bound {
 	return slices.MaxFunc(bounds, func(a, b Bound) int { return cmp.Compare(a.Time, b.Time) })
 }
 
+// FrameOverhead is what the headers of Ethernet, IP and TCP (with timestamps) make
+// of a payload in full frames: T* counts a link's rate as if it carried payload only.
+const FrameOverhead = 1514.0 / 1448
+
 // sum adds rates up; free says that one of them has no limit.
 func sum(rates []lab.Rate) (total float64, free bool) {
 	for _, r := range rates {

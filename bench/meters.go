@@ -10,9 +10,8 @@ import (
 
 // meters are what a run's egress is told by.
 type meters struct {
-	payload int64   // bytes of pieces that managers sent, as they count them
-	wire    int64   // bytes of frames that left managers
-	into    []int64 // bytes of frames that entered each colo
+	payload int64 // bytes of pieces that managers sent, as they count them
+	frames
 }
 
 // sentMetrics are the counters of payload sent.
@@ -26,21 +25,10 @@ func (r *round) meters() (m meters, err error) {
 		if err != nil {
 			return m, err
 		}
-		t, err := n.host.Traffic()
-		if err != nil {
-			return m, err
-		}
 		m.payload += payload
-		m.wire += t.Sent
 	}
-	for c := range r.o.Colos {
-		t, err := r.net.ColoTraffic(coloName(c))
-		if err != nil {
-			return m, err
-		}
-		m.into = append(m.into, t.Received)
-	}
-	return m, nil
+	m.frames, err = r.frames()
+	return m, err
 }
 
 // sent returns how much payload the node says it has sent.

@@ -45,9 +45,10 @@ type look struct {
 
 // fetchProgress is GET /v1/progress, as far as we need it.
 type fetchProgress struct {
-	Total int64 `json:"total"`
-	Done  int64 `json:"done"`
-	From  struct {
+	Total  int64 `json:"total"`
+	Done   int64 `json:"done"`
+	Pieces int   `json:"pieces"`
+	From   struct {
 		Managers   payload `json:"managers"`
 		OwnColo    payload `json:"own_colo"`
 		OtherColos payload `json:"other_colos"`

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/qs-peer/qs-peer/bench/lab"
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
@@ -25,57 +23,29 @@ type minted struct {
 	InfoHash string `json:"infohash"`
 }
 
-// round is one run: a network and the nodes in it, all made anew, but for the
+// round is one run: a site and the nodes on it, all made anew, but for the
 // managers' data.
 type round struct {
-	o        *SwarmOptions
-	net      *lab.Network
+	*site
 	fleet    *fleet.Fleet
 	managers []*swarmNode
 	workers  []*swarmNode // those that join late at the end
+	uplink   []Sample     // frames that left the managers
 }
 
-func newRound(o *SwarmOptions, dir string) (_ *round, err error) {
-	r := &round{o: o, fleet: fleet.New(o.Binary, dir)}
-	if r.net, err = lab.New(); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.close())
-		}
-	}()
-	for c := range o.Colos {
-		if err := r.net.AddColo(coloName(c), o.Between); err != nil {
-			return nil, err
-		}
-	}
-	for m := range o.Managers {
-		// At the core, so that what comes from managers enters every colo over its link.
-		n, err := r.add(fmt.Sprintf("m%d", m+1), "", m, lab.Link{Up: o.ManagerRate, Down: o.ManagerRate})
-		if err != nil {
-			return nil, err
-		}
-		r.managers = append(r.managers, n)
-	}
-	for w := range o.Workers + o.JoinLate {
-		n, err := r.add(fmt.Sprintf("w%d", w+1), coloName(o.coloOf(w)), w, o.link(w))
-		if err != nil {
-			return nil, err
-		}
-		r.workers = append(r.workers, n)
-	}
-	return r, nil
-}
-
-func coloName(colo int) string { return fmt.Sprintf("colo%d", colo+1) }
-
-func (r *round) add(name, colo string, number int, l lab.Link) (*swarmNode, error) {
-	host, err := r.net.AddHost(colo, l)
+func newRound(o *SwarmOptions, dir string) (*round, error) {
+	s, err := newSite(o)
 	if err != nil {
 		return nil, err
 	}
-	return &swarmNode{name: name, colo: cmp.Or(colo, "core"), number: number, host: host, fleet: r.fleet}, nil
+	r := &round{site: s, fleet: fleet.New(o.Binary, dir)}
+	for m, host := range s.sources {
+		r.managers = append(r.managers, &swarmNode{name: fmt.Sprintf("m%d", m+1), colo: "core", number: m, host: host, fleet: r.fleet})
+	}
+	for w, host := range s.sinks {
+		r.workers = append(r.workers, &swarmNode{name: fmt.Sprintf("w%d", w+1), colo: coloName(o.coloOf(w)), number: w, host: host, fleet: r.fleet})
+	}
+	return r, nil
 }
 
 // close ends all processes and takes the network away.
@@ -177,7 +147,7 @@ func measure(ctx context.Context, o *SwarmOptions, dir string, snap *minted) (_ 
 	limited, cancel := context.WithTimeoutCause(ctx, o.Limit, errLimit)
 	defer cancel()
 	began := time.Now()
-	if err := r.distribute(limited, snap); err != nil {
+	if err := r.distribute(limited, snap, began); err != nil {
 		return nil, err
 	}
 	after, err := r.meters()
@@ -191,7 +161,7 @@ var errLimit = errors.New("the time limit (--limit) is over")
 
 // distribute starts the workers at once, does to them what the options ask for,
 // and returns when all that live serve.
-func (r *round) distribute(ctx context.Context, snap *minted) error {
+func (r *round) distribute(ctx context.Context, snap *minted, began time.Time) error {
 	// What goes wrong ends the watch of all; what is to happen happens beside it.
 	g, ctx := errgroup.WithContext(ctx)
 	changed := make(chan struct{}, 1)
@@ -218,11 +188,18 @@ func (r *round) distribute(ctx context.Context, snap *minted) error {
 		run(w)
 	}
 	g.Go(func() error {
-		plot := r.plot(snap.Size, run)
+		plot := r.plot(ctx, snap, run)
 		for {
 			held, served := r.look(snap.Size)
+			if err := r.sampleUplink(time.Since(began)); err != nil {
+				return err
+			}
 			plot = act(plot, held)
-			if served {
+			switch {
+			case !served:
+			case len(plot) > 0:
+				return fmt.Errorf("all workers serve already, and it was not yet the time %s; raise --size", plot[0].what)
+			default:
 				return nil
 			}
 			select {
@@ -235,10 +212,21 @@ func (r *round) distribute(ctx context.Context, snap *minted) error {
 	return g.Wait()
 }
 
+// sampleUplink notes what the managers have sent, as often as workers are asked.
+func (r *round) sampleUplink(now time.Duration) error {
+	if n := len(r.uplink); n > 0 && now.Seconds()-r.uplink[n-1].At < lookEvery.Seconds() {
+		return nil
+	}
+	f, err := r.frames()
+	r.uplink = append(r.uplink, Sample{At: now.Seconds(), Done: f.out})
+	return err
+}
+
 // event is something that happens once its time has come.
 type event struct {
-	due func(held) bool
-	do  func()
+	what string
+	due  func(held) bool
+	do   func()
 }
 
 // held is what the workers that are there from the start have together.
@@ -260,10 +248,10 @@ func act(plot []event, h held) (rest []event) {
 }
 
 // plot returns what is to happen in this run.
-func (r *round) plot(size int64, run func(*swarmNode)) (plot []event) {
+func (r *round) plot(ctx context.Context, snap *minted, run func(*swarmNode)) (plot []event) {
 	half := func(h held) bool { return h.all && h.share >= 0.5 }
 	if r.o.killed() > 0 {
-		plot = append(plot, event{half, func() {
+		plot = append(plot, event{"to kill workers", half, func() {
 			for _, w := range r.workers[:r.o.Workers] {
 				if r.o.dies(w.number) {
 					w.kill()
@@ -272,14 +260,16 @@ func (r *round) plot(size int64, run func(*swarmNode)) (plot []event) {
 		}})
 	}
 	if r.o.JoinLate > 0 {
-		plot = append(plot, event{half, func() {
+		plot = append(plot, event{"for a worker to join", half, func() {
 			for _, w := range r.workers[r.o.Workers:] {
 				run(w)
 			}
 		}})
 	}
 	if r.o.KillManager {
-		plot = append(plot, event{func(h held) bool { return h.fromManagers >= size }, func() {
+		plot = append(plot, event{"to kill the managers", func(h held) bool {
+			return h.fromManagers >= snap.Size && r.oneCopyOut(ctx, snap.InfoHash)
+		}, func() {
 			for _, m := range r.managers {
 				// What it counted goes with it. Should it not answer, its last word stands.
 				_, _ = m.sent()

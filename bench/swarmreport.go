@@ -10,18 +10,19 @@ import (
 // SwarmReport is what Swarm measured. Times are in seconds from the start of the
 // first worker's process, copies in sizes of the snapshot.
 type SwarmReport struct {
-	Workers       int   `json:"workers"`
-	Managers      int   `json:"managers"`
-	Colos         int   `json:"colos"`
-	Rate          int64 `json:"rate"`           // bytes per second, 0 unlimited; here and below
-	ManagerRate   int64 `json:"manager_rate"`   //
-	Between       int64 `json:"intercolo_rate"` //
-	Burst         int   `json:"burst"`          // bytes that an idle link of Rate lets pass at once; 0 without a rate
-	Size          int64 `json:"size"`           // of the snapshot, in bytes
-	Killed        int   `json:"killed"`
-	ManagerKilled bool  `json:"manager_killed"`
-	Late          int   `json:"late"`
-	Slow          int   `json:"slow"`
+	Workers       int    `json:"workers"`
+	Managers      int    `json:"managers"`
+	Colos         int    `json:"colos"`
+	Rate          int64  `json:"rate"`           // bytes per second, 0 unlimited; here and below
+	ManagerRate   int64  `json:"manager_rate"`   //
+	Between       int64  `json:"intercolo_rate"` //
+	Burst         int    `json:"burst"`          // bytes that an idle link of Rate lets pass at once; 0 without a rate
+	Size          int64  `json:"size"`           // of the snapshot, in bytes
+	Dir           string `json:"dir"`            // where the nodes keep their data
+	Killed        int    `json:"killed"`
+	ManagerKilled bool   `json:"manager_killed"`
+	Late          int    `json:"late"`
+	Slow          int    `json:"slow"`
 	// Least is T* of the workers that the times are about: those that are there
 	// from the start, live to the end and are not slow.
 	Least   float64      `json:"t_star"`
@@ -35,7 +36,8 @@ type SwarmReport struct {
 // SwarmRun is one run.
 type SwarmRun struct {
 	SwarmFigures
-	Nodes []*NodeResult `json:"nodes"`
+	Nodes  []*NodeResult `json:"nodes"`
+	Uplink []Sample      `json:"manager_uplink"` // frames that had left the managers
 }
 
 // SwarmFigures are what a run comes to. 0 is where a figure does not apply.
@@ -78,10 +80,10 @@ type NodeResult struct {
 	Curve          []Sample `json:"curve"`
 }
 
-// Sample is how much a worker held at some time.
+// Sample is a count of bytes at some time.
 type Sample struct {
 	At   float64 `json:"at"`   // seconds
-	Done int64   `json:"done"` // bytes, verified
+	Done int64   `json:"done"` // bytes; of a worker, what it had verified
 }
 
 const (
@@ -107,7 +109,7 @@ func newSwarmReport(o *SwarmOptions, size int64) *SwarmReport {
 	least := o.least(size)
 	r := &SwarmReport{
 		Workers: o.Workers, Managers: o.Managers, Colos: o.Colos,
-		Rate: int64(o.Rate), ManagerRate: int64(o.ManagerRate), Between: int64(o.Between), Size: size,
+		Rate: int64(o.Rate), ManagerRate: int64(o.ManagerRate), Between: int64(o.Between), Size: size, Dir: o.Dir,
 		Killed: o.killed(), ManagerKilled: o.KillManager, Late: o.JoinLate, Slow: o.Slow,
 		Least: least.Time.Seconds(), Formula: least.Formula,
 	}
@@ -182,10 +184,13 @@ func (r *round) result(began time.Time, size int64, before, after meters) (*Swar
 	}
 	copies := func(bytes int64) float64 { return float64(bytes) / float64(size) }
 	run.EgressPayload, run.EgressUseful = copies(after.payload-before.payload), copies(fromManagers)
-	run.EgressWire = copies(after.wire - before.wire)
+	run.EgressWire = copies(after.out - before.out)
 	for c := range into {
 		run.Into = append(run.Into, copies(into[c]))
 		run.IntoWire = append(run.IntoWire, copies(after.into[c]-before.into[c]))
+	}
+	for _, u := range r.uplink {
+		run.Uplink = append(run.Uplink, Sample{u.At, u.Done - before.out})
 	}
 	run.CPU = cpu.Seconds() / (float64(delivered) / 1e9)
 	return run, nil

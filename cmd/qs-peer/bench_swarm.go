@@ -18,6 +18,7 @@ func newBenchSwarm() *cobra.Command {
 	rate, manager, between := linkRate(100e6/8), linkRate(0), linkRate(0)
 	size := byteSize(256 << 20)
 	var unshaped, asJSON, clean bool
+	var svg string
 	cmd := &cobra.Command{
 		Use:   "swarm [flags]",
 		Short: "Measure how fast a colo of empty workers is rebuilt",
@@ -64,10 +65,15 @@ and serves.`,
 			if err != nil {
 				return err
 			}
+			if svg != "" {
+				if err := os.WriteFile(svg, report.Curve(), 0o644); err != nil {
+					return fmt.Errorf("write the picture: %w", err)
+				}
+			}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), report)
 			}
-			return benchview.Print(cmd.OutOrStdout(), report)
+			return benchview.PrintSwarm(cmd.OutOrStdout(), report)
 		},
 	}
 	f := cmd.Flags()
@@ -87,6 +93,7 @@ and serves.`,
 	f.DurationVar(&o.Limit, "limit", 10*time.Minute, "give a run up after so long")
 	f.StringVar(&o.Dir, "dir", bench.MemoryDir, "`directory` for the nodes' data, in one of its own; the default is in memory, because here all share one disk")
 	f.BoolVar(&clean, "clean", false, "remove what killed benches left in --dir, and do nothing else; every run does that first (default false)")
+	f.StringVar(&svg, "svg", "", "draw into this `file` how much each worker held over time, in the run in the middle (default none)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object with all figures; progress goes to standard error (default false)")
 	return cmd
 }
