@@ -7,8 +7,7 @@ import (
 	"html"
 	"math"
 	"slices"
-
-	"github.com/qs-peer/qs-peer/bench/lab"
+	"strings"
 )
 
 // The picture's measures, in its own units.
@@ -19,23 +18,39 @@ const (
 	rateTop, rateBottom     = 382.0, 448.0
 )
 
-// curveStyle colours the picture for a light and a dark page. It has a ground of
-// its own, because a page does not tell a picture in it which of both it is.
+// curveStyle is the picture's look; curveColours gives it the colours of a page.
 const curveStyle = `
-  svg { --ground: #ffffff; --ink: #1f2328; --dim: #656d76; --grid: #e3e6ea;
-        --worker: #0969da; --late: #1a7f37; --slow: #bc4c00; --killed: #8c959f; --least: #cf222e; --rate: #8250df }
-  @media (prefers-color-scheme: dark) {
-    svg { --ground: #0d1117; --ink: #e6edf3; --dim: #8d96a0; --grid: #262c34;
-          --worker: #58a6ff; --late: #3fb950; --slow: #f0883e; --killed: #6e7681; --least: #ff7b72; --rate: #bc8cff } }
-  text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: var(--dim); font-variant-numeric: tabular-nums }
-  .ground { fill: var(--ground) } .title { font-size: 17px; font-weight: 600; fill: var(--ink) }
-  .grid { stroke: var(--grid) } .axis { stroke: var(--dim) }
-  .curve { fill: none; stroke-width: 1.6; stroke-linejoin: round; opacity: .75 }
-  .worker { stroke: var(--worker) } .late { stroke: var(--late) } .slow { stroke: var(--slow) } .killed { stroke: var(--killed) }
-  .least { stroke: var(--least); stroke-width: 1.5; stroke-dasharray: 6 4 } text.least { stroke: none; fill: var(--least) }
-  .last { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 2 3 } text.last { stroke: none; fill: var(--ink) }
-  .rate { fill: var(--rate); fill-opacity: .25; stroke: var(--rate); stroke-width: 1.4 }
+  text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; font-variant-numeric: tabular-nums }
+  .title { font-size: 17px; font-weight: 600 }
+  .bound, .ending { paint-order: stroke; stroke-width: 4; stroke-linejoin: round }
+  .grid, .axis { stroke-width: 1 }
+  .curve { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-opacity: .75 }
+  .mark { stroke-width: 1.4; stroke-dasharray: 6 4 } .end { stroke-width: 1.2; stroke-dasharray: 2 3 }
+  .rate { fill-opacity: .25; stroke-width: 1.4 }
 `
+
+// A page does not tell a picture whether it is a light or a dark one, so the
+// picture brings a ground of its own, and follows what the reader prefers.
+var (
+	lightColours = colours{"#ffffff", "#1f2328", "#656d76", "#e3e6ea", "#0969da", "#1a7f37", "#bc4c00", "#8c959f", "#cf222e", "#8250df"}
+	darkColours  = colours{"#0d1117", "#e6edf3", "#8d96a0", "#262c34", "#58a6ff", "#3fb950", "#f0883e", "#6e7681", "#ff7b72", "#bc8cff"}
+)
+
+type colours struct{ ground, ink, dim, grid, worker, late, slow, killed, least, rate string }
+
+// css is without variables, which some programs that draw SVG do not know.
+func (c colours) css(indent string) string {
+	var b strings.Builder
+	for _, rule := range [][3]string{
+		{".ground", "fill", c.ground}, {".bound, .ending", "stroke", c.ground}, {"text", "fill", c.dim}, {".title, .ending", "fill", c.ink}, {".bound", "fill", c.least},
+		{".grid", "stroke", c.grid}, {".axis", "stroke", c.dim}, {".worker", "stroke", c.worker}, {".late", "stroke", c.late},
+		{".slow", "stroke", c.slow}, {".killed", "stroke", c.killed}, {".mark", "stroke", c.least}, {".end", "stroke", c.ink},
+		{".rate", "fill", c.rate}, {".rate", "stroke", c.rate},
+	} {
+		fmt.Fprintf(&b, "%s%s { %s: %s }\n", indent, rule[0], rule[1], rule[2])
+	}
+	return b.String()
+}
 
 // canvas writes SVG. Numbers have one decimal, so that equal input gives equal
 // bytes on every machine.
@@ -72,8 +87,8 @@ func (r *SwarmReport) Curve() []byte {
 		c.seconds = 1
 	}
 	c.seconds *= 1.1 // room for what is written at the right of the last line
-	fmt.Fprintf(c, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">\n<style>%s</style>\n",
-		curveWidth, curveHeight, html.EscapeString(r.title()), curveStyle)
+	fmt.Fprintf(c, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s\">\n<style>%s%s  @media (prefers-color-scheme: dark) {\n%s  }\n</style>\n",
+		curveWidth, curveHeight, html.EscapeString(r.title()), curveStyle, lightColours.css("  "), darkColours.css("    "))
 	fmt.Fprintf(c, "<rect class=\"ground\" width=\"%d\" height=\"%d\"/>\n", curveWidth, curveHeight)
 	c.text("title", "start", plotLeft, 34, "%s", r.title())
 	c.text("", "start", plotLeft, 56, "%s", r.outcome(run))
@@ -87,11 +102,18 @@ func (r *SwarmReport) Curve() []byte {
 }
 
 func (r *SwarmReport) title() string {
-	s := fmt.Sprintf("%d empty workers, %d × manager, %.0f MiB", r.Workers, r.Managers, float64(r.Size)/(1<<20))
+	s := fmt.Sprintf("%s, %s, %.0f MiB", plural(r.Workers, "empty worker"), plural(r.Managers, "manager"), float64(r.Size)/(1<<20))
 	if r.Rate > 0 {
-		s += ", links of " + lab.Rate(r.Rate).String()
+		s += fmt.Sprintf(", links of %g Mbit/s", math.Round(float64(r.Rate)*8/1e4)/100)
 	}
 	return s
+}
+
+func plural(n int, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
 }
 
 func (r *SwarmReport) outcome(run *SwarmRun) string {
@@ -160,7 +182,8 @@ func niceStep(span float64, most int) float64 {
 
 func (c *canvas) curves(r *SwarmReport, run *SwarmRun) {
 	y := func(done int64) float64 { return shareBottom - (shareBottom-shareTop)*float64(done)/float64(r.Size) }
-	for _, n := range run.Nodes {
+	// Those that met with something are drawn over the others.
+	for _, n := range slices.SortedStableFunc(slices.Values(run.Nodes), func(a, b *NodeResult) int { return cmp.Compare(a.Fate, b.Fate) }) {
 		if len(n.Curve) == 0 {
 			continue
 		}
@@ -175,8 +198,8 @@ func (c *canvas) curves(r *SwarmReport, run *SwarmRun) {
 		if n.Fate == killed {
 			end := n.Curve[len(n.Curve)-1]
 			x, y := c.x(end.At), y(end.Done)
-			c.line("curve killed", x-4, y-4, x+4, y+4)
-			c.line("curve killed", x-4, y+4, x+4, y-4)
+			c.line("curve killed", x-5, y-5, x+5, y+5)
+			c.line("curve killed", x-5, y+5, x+5, y-5)
 		}
 	}
 }
@@ -219,11 +242,11 @@ func (c *canvas) uplink(r *SwarmReport, run *SwarmRun) {
 func (c *canvas) marks(r *SwarmReport, run *SwarmRun) {
 	if r.Least > 0 {
 		x := c.x(r.Least)
-		c.line("least", x, shareTop-6, x, rateBottom)
-		c.text("least", "end", x-5, shareBottom-24, "T* = %.2f s", r.Least)
-		c.text("least", "end", x-5, shareBottom-8, "no protocol can do better")
+		c.line("mark", x, shareTop-6, x, rateBottom)
+		c.text("bound", "end", x-5, shareBottom-24, "T* = %.2f s", r.Least)
+		c.text("bound", "end", x-5, shareBottom-8, "no protocol can do better")
 	}
 	x := c.x(run.Last)
-	c.line("last", x, shareTop-6, x, rateBottom)
-	c.text("last", "start", x+5, shareBottom-8, "%.2f s", run.Last)
+	c.line("end", x, shareTop-6, x, rateBottom)
+	c.text("ending", "start", x+5, shareBottom-8, "%.2f s", run.Last)
 }

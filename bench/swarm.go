@@ -82,7 +82,7 @@ func (o *SwarmOptions) Validate() error {
 		return wrong("intercolo-rate", "there is only one colo; give --colos 2 or more")
 	case o.Size < leastSize:
 		return wrong("size", "%d bytes: want at least 1MiB", o.Size)
-	case o.KillFraction < 0 || o.KillFraction >= 1 || (o.KillFraction > 0 && o.killed() >= o.Workers):
+	case !(o.KillFraction >= 0 && o.KillFraction < 1) || (o.KillFraction > 0 && o.killed() >= o.Workers):
 		return wrong("kill-fraction", "%g of %d workers: want 0 to less than 1, so that one of them survives", o.KillFraction, o.Workers)
 	case o.JoinLate < 0:
 		return wrong("join-late", "%d: want 0 or more", o.JoinLate)

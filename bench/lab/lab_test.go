@@ -125,15 +125,22 @@ func TestRateIsHeld(t *testing.T) {
 				place = ""
 			}
 			from := addHost(t, n, place, link)
-			got := transfer(t, from, to, 1500*time.Millisecond)
-			if off := got/(c.want*perFrame) - 1; math.Abs(off) > 0.03 {
-				t.Errorf("carried %.3g bytes/s of payload, %+.1f%% off %s", got, 100*off, Rate(c.want))
+			// A machine that is busy with other work carries less at times, and never more.
+			for try := 1; ; try++ {
+				got := transfer(t, from, to, 1500*time.Millisecond)
+				off := got/(c.want*perFrame) - 1
+				if math.Abs(off) <= 0.03 {
+					break
+				}
+				if off > 0 || try == 3 {
+					t.Fatalf("carried %.3g bytes/s of payload, %+.1f%% off %s", got, 100*off, Rate(c.want))
+				}
 			}
 			sent, err := from.Traffic()
 			check(t, err)
 			received, err := to.Traffic()
 			check(t, err)
-			if ratio := float64(received.Received) / float64(sent.Sent); ratio < 0.9 || ratio > 1.001 { // the rest waits in the queue or was dropped
+			if ratio := float64(received.Received) / float64(sent.Sent); ratio < 0.9 || ratio > 1.01 { // the rest waits in the queue or was dropped
 				t.Errorf("%d bytes sent, %d received", sent.Sent, received.Received)
 			}
 		})

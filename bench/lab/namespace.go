@@ -3,7 +3,6 @@ package lab
 import (
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 
 	"github.com/vishvananda/netns"
@@ -13,24 +12,13 @@ import (
 // ErrNotPermitted means that this process may not make network namespaces.
 var ErrNotPermitted = errors.New("network namespaces need root (CAP_NET_ADMIN and CAP_SYS_ADMIN)")
 
-// Permitted returns nil if this process may make networks, ErrNotPermitted if
-// not.
-func Permitted() error {
-	ns, err := newNamespace()
-	if err != nil {
-		return err
-	}
-	return ns.Close()
-}
-
 // newNamespace returns a namespace that nobody else knows.
 func newNamespace() (ns netns.NsHandle, err error) {
 	err = onThread(func() (err error) {
-		ns, err = netns.New()
-		if errors.Is(err, os.ErrPermission) {
-			err = ErrNotPermitted
+		if ns, err = netns.New(); err != nil {
+			return fmt.Errorf("make namespace: %w", err)
 		}
-		return err
+		return nil
 	})
 	return ns, err
 }

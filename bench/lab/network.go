@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"sync"
 
@@ -84,11 +85,24 @@ func (s *space) bridge(name string) (netlink.Link, error) {
 	return s.up(name)
 }
 
+// Permitted returns nil if this process may make networks, ErrNotPermitted if
+// not.
+func Permitted() error {
+	n, err := New()
+	if err != nil {
+		return err
+	}
+	return n.Close()
+}
+
 // New makes a network without hosts. It returns ErrNotPermitted if this process
 // may not.
 func New() (_ *Network, err error) {
 	n := &Network{colos: map[string]*colo{}}
 	defer func() {
+		if errors.Is(err, os.ErrPermission) {
+			err = ErrNotPermitted
+		}
 		if err != nil {
 			err = errors.Join(err, n.Close())
 		}

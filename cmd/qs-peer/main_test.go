@@ -13,6 +13,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/qs-peer/qs-peer/bench/lab"
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
@@ -33,6 +34,7 @@ func TestMain(m *testing.M) {
 //	leave NAME                SIGTERM; the exit status must be 0
 //	crash NAME                SIGKILL
 //	converge NAME...          waits until all of these serve one position
+//	[networks]                is true where networks of namespaces can be made
 //	json FILE FIELD...        FILE (or stdout) holds JSON with these fields, nested ones with dots
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -48,6 +50,12 @@ func TestScripts(t *testing.T) {
 			env.Values["fleet"] = f
 			env.Setenv(noExitWait[0], noExitWait[1])
 			return nil
+		},
+		Condition: func(name string) (bool, error) {
+			if name != "networks" {
+				return false, fmt.Errorf("there is no condition %s", name)
+			}
+			return lab.Permitted() == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": scriptStart, "leave": scriptLeave, "crash": scriptCrash, "converge": scriptConverge, "json": scriptJSON,
