@@ -133,7 +133,11 @@ func (s *Swarm) setFetching(h *holding, fetching bool) {
 func (s *Swarm) setFetched(h *holding) {
 	s.mu.Lock()
 	h.fetched = time.Now()
+	p := s.progress(h)
 	s.mu.Unlock()
+	s.o.Logger.Info("snapshot fetched", "infohash", p.InfoHash, "bytes", p.Total, "took", p.Fetched.Sub(p.Began).Round(time.Millisecond),
+		"from_managers", p.From[FromManagers].Bytes, "from_own_colo", p.From[FromOwnColo].Bytes, "from_other_colos", p.From[FromOtherColos].Bytes,
+		"wasted", p.Wasted)
 }
 
 // source tells as whose payload a peer's counts. s.mu is held.

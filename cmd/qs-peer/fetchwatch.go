@@ -22,15 +22,13 @@ const (
 )
 
 // fetchWatch tells people how far a node's fetch of a snapshot is: a line below
-// the log on a terminal, otherwise a line of the log now and then. When a fetch
-// is done the log says what it took.
+// the log on a terminal, otherwise a line of the log now and then.
 type fetchWatch struct {
 	progress func() (peer.FetchProgress, bool)
 	log      *slog.Logger
 	footer   *term.Footer // nil: no terminal
 	screen   io.Writer
 
-	done time.Time // when the last fetch began whose end was told
 	told time.Time // when the log last said how far one is
 }
 
@@ -52,21 +50,19 @@ func (w *fetchWatch) run(ctx context.Context) {
 func (w *fetchWatch) look(now time.Time) {
 	p, ok := w.progress()
 	switch {
-	case ok && p.Running:
-		if w.footer != nil {
-			width, _ := term.Size(w.screen)
-			w.show(fetchLine(p, width-1, term.Colours(w.screen))) // the cursor's cell stays free
-		} else if now.Sub(*p.Began) >= fetchLogged && now.Sub(w.told) >= fetchLogged {
-			w.told = now
-			w.log.Info("fetching a snapshot", append([]any{"done", p.Done, "total", p.Total, "rate", p.Rate, "left", leftOf(p)}, sourcesOf(p)...)...)
+	case !ok || !p.Running:
+		w.show("")
+	case w.footer != nil:
+		width, _ := term.Size(w.screen)
+		w.show(fetchLine(p, width-1, term.Colours(w.screen))) // the cursor's cell stays free
+	case now.Sub(*p.Began) >= fetchLogged && now.Sub(w.told) >= fetchLogged:
+		w.told = now
+		left := slog.Attr{} // nothing, while there is no rate
+		if p.SecondsLeft != nil {
+			left = slog.Duration("left", seconds(*p.SecondsLeft).Round(time.Second))
 		}
-	case ok && p.Fetched != nil && !p.Began.Equal(w.done):
-		w.done = *p.Began
-		w.show("")
-		took := p.Fetched.Sub(*p.Began)
-		w.log.Info("snapshot fetched", append([]any{"bytes", p.Total, "took", took.Round(time.Millisecond)}, sourcesOf(p)...)...)
-	default:
-		w.show("")
+		w.log.Info("fetch under way", "done", p.Done, "total", p.Total, "rate", p.Rate, left,
+			"from_managers", p.From.Managers.Bytes, "from_own_colo", p.From.OwnColo.Bytes, "from_other_colos", p.From.OtherColos.Bytes)
 	}
 }
 
@@ -74,11 +70,6 @@ func (w *fetchWatch) show(line string) {
 	if w.footer != nil {
 		w.footer.Set(line)
 	}
-}
-
-// sourcesOf lists where the bytes came from, as attributes of a log line.
-func sourcesOf(p peer.FetchProgress) []any {
-	return []any{"from_managers", p.From.Managers.Bytes, "from_own_colo", p.From.OwnColo.Bytes, "from_other_colos", p.From.OtherColos.Bytes}
 }
 
 // leftOf estimates the time to the end; "" while there is no rate.
@@ -106,7 +97,7 @@ func fetchLine(p peer.FetchProgress, width int, colours bool) string {
 }
 
 // fetchText is a fetchLine, with the bar in it, at a level of detail: 0 the share
-// and the rate, 1 sources, 2 a bar, 3 bytes, 4 pieces.
+// and the rate, 1 sources in percent, 2 in bytes and a bar, 3 bytes in all, 4 pieces.
 func fetchText(p peer.FetchProgress, detail int) (line, bar string) {
 	share := 0.0
 	if p.Total > 0 {
@@ -125,6 +116,7 @@ func fetchText(p peer.FetchProgress, detail int) (line, bar string) {
 		parts = append(parts, left+" left")
 	}
 	if detail >= 1 {
+		received := max(1, p.From.Managers.Bytes+p.From.OwnColo.Bytes+p.From.OtherColos.Bytes)
 		var sources []string
 		for _, from := range []struct {
 			who string
@@ -134,8 +126,10 @@ func fetchText(p peer.FetchProgress, detail int) (line, bar string) {
 			case from.Bytes == 0:
 			case detail >= 4:
 				sources = append(sources, fmt.Sprintf("%s %s (%s)", from.who, term.Bytes(from.Bytes), term.Plural(from.Pieces, "piece")))
-			default:
+			case detail >= 2:
 				sources = append(sources, from.who+" "+term.Bytes(from.Bytes))
+			default:
+				sources = append(sources, fmt.Sprintf("%s %.0f%%", from.who, 100*float64(from.Bytes)/float64(received)))
 			}
 		}
 		if len(sources) > 0 {

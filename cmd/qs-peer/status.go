@@ -142,13 +142,13 @@ func showStatus(w io.Writer, s *client.Status) (int, error) {
 		note(me.Name+": "+me.Error, term.Red)
 	}
 	room := height - 1 - len(below) // the cursor takes a line
-	shown := *s
+	members := s.Members
 	if watching && room > 2 && len(s.Members)+1 > room {
 		more := len(s.Members) - (room - 2)
-		shown.Members = watchFirst(s.Members, s.Self)[:room-2]
+		members = watchFirst(s.Members, s.Self)[:room-2]
 		below = slices.Insert(below, 0, fmt.Sprintf("… and %d more", more))
 	}
-	lines := append(statusTable(&shown, width).Lines(colours, width), below...)
+	lines := append(statusTable(s, members, width).Lines(colours, width), below...)
 	_, err := io.WriteString(w, strings.Join(lines, "\n")+"\n")
 	return len(lines), err
 }

@@ -72,19 +72,19 @@ manager-1 *  writer  fra   serving                            0           -     
 worker-1     worker  fra   bootstrapping ██▌░░░░░░░  25%  1,200  11.3 MiB/s  1m06s           64.0 MiB (64)  192.0 MiB (192)
 worker-2     worker  fra   serving                            0           -      -                 0 B (0)          0 B (0)
 `}, {"narrow", 80, `
-NAME         STATE                     RATE   LEFT  FROM MANAGERS   OWN COLO
-manager-1 *  serving                      -      -            0 B        0 B
-worker-1     bootstrapping  25%  11.3 MiB/s  1m06s       64.0 MiB  192.0 MiB
-worker-2     serving                      -      -            0 B        0 B
+NAME         COLO  STATE                     RATE   LEFT  MANAGERS   OWN COLO
+manager-1 *  fra   serving                      -      -       0 B        0 B
+worker-1     fra   bootstrapping  25%  11.3 MiB/s  1m06s  64.0 MiB  192.0 MiB
+worker-2     fra   serving                      -      -       0 B        0 B
 `},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			lines := statusTable(s, c.width).Lines(false, c.width)
+			lines := statusTable(s, s.Members, c.width).Lines(false, c.width)
 			wantText(t, "\n"+strings.Join(lines, "\n")+"\n", c.want)
 		})
 	}
 	for width := 1; width < 160; width++ {
-		for _, line := range statusTable(s, width).Lines(false, width) {
+		for _, line := range statusTable(s, s.Members, width).Lines(false, width) {
 			if n := utf8.RuneCountInString(line); n > width {
 				t.Errorf("%q is %d cells wide, of %d", line, n, width)
 			}

@@ -23,6 +23,7 @@ type layout struct {
 	fetching bool            // somebody fetches
 	bars     bool            // beside the states of those who do
 	pieces   bool            // beside the bytes
+	short    bool            // titles
 	hidden   map[string]bool // columns, by title
 }
 
@@ -38,21 +39,35 @@ const (
 	titleOwn      = ">OWN COLO"
 	titleOthers   = ">OTHER COLOS"
 	titleVersion  = "VERSION"
-
-	// Details of columns, which are left out as well.
-	detailPieces = "pieces"
-	detailBars   = "bars"
 )
+
+var shortTitles = map[string]string{titleManagers: ">MANAGERS", titleOthers: ">OTHERS"}
 
 // What is left out on a narrow terminal, the first first: while somebody fetches,
 // that is what people watch.
 var (
-	spareFetching = []string{titleVersion, titleSnapshot, titleApplied, titleLag, detailPieces, titleRole, titleColo, detailBars}
-	spareIdle     = []string{titleVersion, titleOthers, titleOwn, titleManagers, titleSnapshot, titleColo, titleRole}
+	spareFetching = []func(*layout){
+		hide(titleVersion), hide(titleSnapshot), hide(titleApplied), hide(titleLag),
+		func(l *layout) { l.pieces = false }, func(l *layout) { l.short = true },
+		hide(titleRole), func(l *layout) { l.bars = false }, hide(titleColo),
+	}
+	spareIdle = []func(*layout){
+		hide(titleVersion), func(l *layout) { l.short = true }, hide(titleSnapshot),
+		hide(titleManagers, titleOwn, titleOthers), hide(titleColo), hide(titleRole),
+	}
 )
 
-// statusTable lays the fleet out for a terminal of a width; 0: no limit.
-func statusTable(s *client.Status, width int) *term.Table {
+func hide(titles ...string) func(*layout) {
+	return func(l *layout) {
+		for _, title := range titles {
+			l.hidden[title] = true
+		}
+	}
+}
+
+// statusTable lays some of the fleet's members out for a terminal of a width; 0:
+// no limit.
+func statusTable(s *client.Status, members []client.Member, width int) *term.Table {
 	l := layout{self: s.Self, bars: true, hidden: map[string]bool{}}
 	colos, fromOthers := map[string]bool{}, false
 	for _, m := range s.Members {
@@ -67,20 +82,13 @@ func statusTable(s *client.Status, width int) *term.Table {
 	if l.fetching {
 		spare = spareFetching
 	}
-	t := l.table(s.Members)
-	for _, what := range spare {
+	t := l.table(members)
+	for _, leaveOut := range spare {
 		if width == 0 || t.Width() <= width {
 			break
 		}
-		switch what {
-		case detailPieces:
-			l.pieces = false
-		case detailBars:
-			l.bars = false
-		default:
-			l.hidden[what] = true
-		}
-		t = l.table(s.Members)
+		leaveOut(&l)
+		t = l.table(members)
 	}
 	return t
 }
@@ -89,10 +97,14 @@ func (l *layout) table(members []client.Member) *term.Table {
 	columns := slices.DeleteFunc(l.columns(), func(c column) bool { return l.hidden[c.title] })
 	t := &term.Table{}
 	for _, c := range columns {
-		t.Header = append(t.Header, c.title)
-	}
-	if i := slices.Index(t.Header, titleManagers); i >= 0 && l.pieces {
-		t.Header[i] += " (PIECES)"
+		title := c.title
+		if short := shortTitles[title]; l.short && short != "" {
+			title = short
+		}
+		if c.title == titleManagers && l.pieces {
+			title += " (PIECES)"
+		}
+		t.Header = append(t.Header, title)
 	}
 	for _, m := range members {
 		var row []term.Cell
