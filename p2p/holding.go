@@ -33,6 +33,8 @@ type holding struct {
 	rate         meter
 	wasted       int64
 	contributors map[int]map[torrent.PeerID]int64 // bytes of unverified pieces
+	sourcing     *sourcing // nil unless fetched
+	seen         []int     // how many connected peers have each piece, if fetched
 	dials        map[torrent.PeerID]*dial
 	lastData     time.Time // when useful payload last came
 	stalls       int       // how often in a row the watchdog intervened
@@ -44,7 +46,10 @@ type link struct {
 	holding *holding
 	since   time.Time
 
-	unclaimed int64 // bytes of the last block, until it is known to be useful; guarded by Swarm.mu
+	// Guarded by Swarm.mu.
+	unclaimed int64  // bytes of the last block, until it is known to be useful
+	has       []bool // which pieces the peer has; nil if it did not say, or nothing is missing here
+	count     int    // how many of them
 }
 
 // hold reserves a torrent for a Seed or a Fetch, which must settle it.
@@ -145,7 +150,7 @@ func (s *Swarm) connAdded(c *torrent.PeerConn) {
 	s.mu.Lock()
 	if h := s.holdings[ih]; h != nil {
 		s.links[c] = &link{peer: c.PeerID, holding: h, since: now}
-		s.setWindows(h)
+		c.PeerMaxRequests = workerWindow
 	}
 	s.mu.Unlock()
 	s.wakeKeeper()
@@ -156,8 +161,8 @@ func (s *Swarm) connClosed(c *torrent.PeerConn) {
 	l := s.links[c]
 	if l != nil {
 		s.waste(l.holding, l.unclaimed)
+		l.forget()
 		delete(s.links, c)
-		s.setWindows(l.holding)
 	}
 	s.mu.Unlock()
 	s.wakeKeeper()
@@ -165,14 +170,21 @@ func (s *Swarm) connClosed(c *torrent.PeerConn) {
 
 // messageRead sees every message before the client handles it.
 func (s *Swarm) messageRead(c *torrent.PeerConn, m *pp.Message) {
-	if m.Type != pp.Piece || m.Keepalive {
+	if m.Keepalive {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l := s.links[c]; l != nil {
+	l := s.links[c]
+	if l == nil {
+		return
+	}
+	switch m.Type {
+	case pp.Piece:
 		s.waste(l.holding, l.unclaimed) // nobody had a use for the block before
 		l.unclaimed = int64(len(m.Piece))
+	case pp.Have, pp.HaveAll, pp.HaveNone, pp.Bitfield:
+		s.announced(l, m)
 	}
 }
 
@@ -194,6 +206,9 @@ func (s *Swarm) usefulRead(e torrent.ReceivedUsefulDataEvent) {
 	}
 	h.contributors[piece][l.peer] += int64(len(e.Message.Piece))
 	l.unclaimed = 0
+	if h.sourcing != nil {
+		h.sourcing.active()
+	}
 	h.lastData = time.Now()
 	h.stalls = 0
 	if d := h.dials[l.peer]; d != nil {
@@ -221,8 +236,11 @@ func (h *holding) pieceChecked(piece int, good bool) {
 		s.thank(id)
 	}
 	s.credit(h, sent)
-	if !good {
+	switch {
+	case !good:
 		s.wakeKeeper()
+	case h.sourcing != nil:
+		h.sourcing.have(piece)
 	}
 }
 
@@ -250,6 +268,7 @@ func (h *holding) pieceArrived(piece int, from torrent.PeerID, good, missing boo
 	sent[s.source(s.roster[from])] = size
 	s.credit(h, sent)
 	s.thank(from)
+	h.sourcing.have(piece)
 	h.lastData = time.Now()
 	h.stalls = 0
 }

@@ -126,6 +126,9 @@ func (s *Swarm) tend(now time.Time) {
 	for _, h := range damaged {
 		for _, i := range h.store.bad() {
 			h.lib.Piece(i).UpdateCompletion()
+			if h.sourcing != nil {
+				h.sourcing.lost(i)
+			}
 		}
 	}
 	for _, c := range hangUp {
@@ -143,9 +146,9 @@ func (s *Swarm) tend(now time.Time) {
 	}
 }
 
-// toDial returns the peers to be dialled now for a torrent: the neighbours that
-// the graph wants, others in their place while some are out of reach, and a manager.
-// s.mu is held.
+// toDial returns the peers to be dialled now for a torrent: the neighbours in
+// this node's colo that the graph wants, and others in their place while some
+// are out of reach. s.mu is held.
 func (s *Swarm) toDial(h *holding, now time.Time) []torrent.PeerID {
 	connected := make(map[torrent.PeerID]bool)
 	for _, l := range s.links {
@@ -157,22 +160,14 @@ func (s *Swarm) toDial(h *holding, now time.Time) []torrent.PeerID {
 			d.failures = 0
 		}
 	}
-	var workers, managers []torrent.PeerID
+	var peers []torrent.PeerID
 	for id, p := range s.roster {
-		if p.Manager {
-			managers = append(managers, id)
-		} else {
-			workers = append(workers, id)
+		if s.inColo(p, h.torrent.InfoHash()) {
+			peers = append(peers, id)
 		}
 	}
-	manager := 1
-	if len(s.roster) <= graph.FullMesh {
-		manager = len(managers)
-	}
-	order, want := graph.Order(h.torrent.InfoHash(), s.self, workers)
-	ids := s.dialAmong(h, order, want, connected, now)
-	order, _ = graph.Order(h.torrent.InfoHash(), s.self, managers)
-	return append(ids, s.dialAmong(h, order, manager, connected, now)...)
+	order, want := graph.Order(h.torrent.InfoHash(), s.self, peers)
+	return s.dialAmong(h, order, want, connected, now)
 }
 
 // dialAmong chooses among the first want of an order, and for each of them that

@@ -53,8 +53,14 @@ type Peer struct {
 type SwarmOptions struct {
 	// Name is this node's name, unique in the fleet. Required.
 	Name string
-	// Colo is where this node is: payload is accounted by it.
+	// Colo is where this node is: inside it, nodes exchange pieces as a swarm.
 	Colo string
+	// Pieces asks nodes outside the colo's swarm for what the colo lacks. nil:
+	// nobody is asked.
+	Pieces PieceClient
+	// Sources says who is asked, the cheapest first: FromManagers,
+	// FromOtherColos or both. Default: other colos, then managers.
+	Sources []Source
 	// Listener accepts the connections of other peers. The swarm owns and
 	// closes it. Required.
 	Listener net.Listener
@@ -81,6 +87,9 @@ func (o *SwarmOptions) validate() error {
 		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", addr)
 		}
+	}
+	if len(o.Sources) == 0 {
+		o.Sources = []Source{FromOtherColos, FromManagers}
 	}
 	if o.FS == nil {
 		o.FS = durable.OS
@@ -224,12 +233,14 @@ func (s *Swarm) fetch(h *holding, path string, progress func(Progress)) error {
 		return err
 	}
 	store := newStore(h.torrent, f, good, h)
+	h.source(good)
 	if err := s.attach(h, store); err != nil {
 		return err
 	}
 	s.setFetching(h, true)
 	defer s.setFetching(h, false)
 	h.lib.DownloadAll()
+	defer h.sourcing.start()()
 	report := func() {
 		s.mu.Lock()
 		p := s.progress(h)

@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/p2p/lease"
 )
 
 // swarmMetrics are the qs_swarm_* metrics.
@@ -16,6 +18,7 @@ type swarmMetrics struct {
 	wasted         prometheus.Counter
 	pieces         *prometheus.CounterVec // by verdict
 	stalls         prometheus.Counter
+	asked          *prometheus.CounterVec // by lease.Reason
 }
 
 func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
@@ -41,6 +44,10 @@ func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
 			Name: "qs_swarm_stalls_total",
 			Help: "Times a fetch received nothing for so long that its connections were made anew.",
 		}),
+		asked: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "qs_swarm_pieces_asked_total",
+			Help: "Pieces asked from managers and other colos, by why: own lease, takeover of another's, hedge.",
+		}, []string{"reason"}),
 	}
 	sent := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "qs_swarm_sent_bytes_total",
@@ -57,11 +64,14 @@ func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
 		defer s.mu.Unlock()
 		return float64(len(s.links))
 	})
-	m.collectors = []prometheus.Collector{m.receivedBytes, m.receivedPieces, m.wasted, m.pieces, m.stalls, sent, peers,
+	m.collectors = []prometheus.Collector{m.receivedBytes, m.receivedPieces, m.wasted, m.pieces, m.stalls, m.asked, sent, peers,
 		torrentsGauge(s, "seeding", false), torrentsGauge(s, "fetching", true)}
 	for from := range numSources {
 		m.receivedBytes.WithLabelValues(from.String())
 		m.receivedPieces.WithLabelValues(from.String())
+	}
+	for _, why := range []lease.Reason{lease.Own, lease.Takeover, lease.Hedge} {
+		m.asked.WithLabelValues(why.String())
 	}
 	for _, good := range []bool{true, false} {
 		m.pieces.WithLabelValues(verdict(good))

@@ -52,8 +52,10 @@ func (w *wiring) transfer() error {
 		pieces = budget("egress", w.o.EgressRate, upload)
 	}
 	w.download = budget("download", w.o.DownloadRate, nil)
+	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg})
+	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
 	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
-		Name: w.o.Name, Colo: w.o.Colo, Listener: w.ls.take(&w.ls.swarm), Upload: pieces, Download: w.download,
+		Name: w.o.Name, Colo: w.o.Colo, Pieces: w.client, Listener: w.ls.take(&w.ls.swarm), Upload: pieces, Download: w.download,
 		Logger: w.logger("swarm"), Registerer: w.reg,
 	})
 	if err != nil {
@@ -64,8 +66,6 @@ func (w *wiring) transfer() error {
 	w.shelf = &shelf{
 		repo: w.disk.repo, swarm: swarm, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
 	}
-	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg})
-	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
 	server := p2p.NewServer(p2p.ServerOptions{
 		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Upload: upload, Egress: pieces,
 		Logger: w.logger("p2p"), Registerer: w.reg,
