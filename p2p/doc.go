@@ -17,12 +17,18 @@
 // Stock clients can download from a node; a node can not download from them,
 // because it asks for blocks of up to 256 KiB.
 //
+// The torrent client connects the nodes of one colo that fetch or hold a
+// snapshot. What the colo lacks enters it once: each worker asks managers and other
+// colos' workers, by the peer protocol, for the pieces that it leases (package
+// lease), puts them into the torrent's file, and the client announces them.
+//
 // Where things are: swarm.go the surface; holding.go one torrent's life and its
-// accounting; progress.go how far a fetch is and who sent what; store.go its file;
-// network.go how the client reaches peers, and what it gets to know of them;
-// keeper.go whom to connect to, and when to start over; sourcing.go whom to ask for
-// how much; swarmconfig.go the client's settings; pieces*.go first copies over the
-// peer protocol; budget.go how much may go.
+// accounting; progress.go how far a fetch is, and who sent what; store.go its
+// file; network.go how the client reaches peers, and what it gets to know of them;
+// keeper.go whom to connect to, and when to start over; availability.go what
+// the colo has; sourcing.go how what it lacks is asked for; pieces*.go the same
+// over the peer protocol; budget.go how much may go; swarmconfig.go the
+// client's settings.
 //
 // # Peer protocol
 //

@@ -33,8 +33,8 @@ type holding struct {
 	rate         meter
 	wasted       int64
 	contributors map[int]map[torrent.PeerID]int64 // bytes of unverified pieces
-	sourcing     *sourcing // nil unless fetched
-	seen         []int     // how many connected peers have each piece, if fetched
+	sourcing     *sourcing                        // nil unless fetched
+	seen         []int                            // how many connected peers have each piece, if fetched
 	dials        map[torrent.PeerID]*dial
 	lastData     time.Time // when useful payload last came
 	stalls       int       // how often in a row the watchdog intervened
