@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -66,7 +67,7 @@ func (p payload) checkFile(t testing.TB, path string) {
 	}
 }
 
-// node is a swarm under test.
+// node is a swarm under test, which other nodes can ask for pieces.
 type node struct {
 	*Swarm
 	Peer
@@ -81,7 +82,9 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := SwarmOptions{Name: name, Listener: l, Logger: slog.New(slog.DiscardHandler)}
+	client := NewClient(ClientOptions{Name: name})
+	t.Cleanup(client.Close)
+	o := SwarmOptions{Name: name, Listener: l, Pieces: client, Logger: slog.New(slog.DiscardHandler)}
 	if os.Getenv("QS_TEST_LOG") != "" {
 		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 	}
@@ -97,7 +100,13 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 			t.Errorf("close %s: %v", name, err)
 		}
 	})
-	return &node{s, Peer{Name: name, Addr: o.Listener.Addr().String(), Manager: manager}, t.TempDir()}
+	asked := httptest.NewUnstartedServer(nil)
+	NewServer(ServerOptions{Pieces: s}).Attach(asked.Config)
+	asked.Start()
+	t.Cleanup(asked.Close)
+	return &node{s, Peer{
+		Name: name, Addr: o.Listener.Addr().String(), PeerAddr: asked.Listener.Addr().String(), Colo: o.Colo, Manager: manager,
+	}, t.TempDir()}
 }
 
 // newFleet is a manager and some workers that all know each other.
@@ -111,11 +120,22 @@ func newFleet(t testing.TB, workers int, configure ...func(*SwarmOptions)) (mana
 	return manager, rest
 }
 
-// introduce makes the nodes each other's peers.
+// introduce makes the nodes each other's peers, as gossip would: with what they
+// hold or fetch now.
 func introduce(nodes ...*node) {
 	var peers []Peer
 	for _, n := range nodes {
-		peers = append(peers, n.Peer)
+		p := n.Peer
+		n.mu.Lock()
+		for ih, h := range n.holdings {
+			if h.fetching {
+				p.Fetching = ih
+			} else {
+				p.Holds = append(p.Holds, ih)
+			}
+		}
+		n.mu.Unlock()
+		peers = append(peers, p)
 	}
 	for _, n := range nodes {
 		n.SetPeers(peers)
