@@ -68,7 +68,7 @@ func TestSources(t *testing.T) {
 	if _, ok := w.Progress(); ok {
 		t.Error("progress of no fetch")
 	}
-	introduce(near, w)
+	introduce(t, near, w)
 	seed(t, near, p)
 	start(t, w, p).wait(t)
 	got, ok := w.Progress()

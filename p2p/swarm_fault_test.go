@@ -127,9 +127,9 @@ func TestFetchKeepsGoodPieces(t *testing.T) {
 
 func TestFetchCancelledAndResumed(t *testing.T) {
 	p := newPayload(t, 8<<20)
-	manager := newNode(t, "manager", true, slow(4<<20))
+	manager := newNode(t, "seeder", false, slow(4<<20))
 	w := newNode(t, "worker", false)
-	introduce(manager, w)
+	introduce(t, manager, w)
 	seed(t, manager, p)
 	r := start(t, w, p)
 	eventually(t, "some pieces", func() bool { return r.last.Load().Done > 0 })
@@ -149,15 +149,15 @@ func TestFetchCancelledAndResumed(t *testing.T) {
 
 func TestSeederComesBack(t *testing.T) {
 	p := newPayload(t, 8<<20)
-	manager := newNode(t, "manager", true, slow(2<<20))
+	manager := newNode(t, "seeder", false, slow(2<<20))
 	w := newNode(t, "worker", false)
-	introduce(manager, w)
+	introduce(t, manager, w)
 	seed(t, manager, p)
 	r := start(t, w, p)
 	eventually(t, "some pieces", func() bool { return r.last.Load().Done > 0 })
 	manager.Close()
 	eventually(t, "loss of the seeder", func() bool { return r.last.Load().Peers == 0 })
-	back := newNode(t, "manager", true, at(manager.Addr))
+	back := newNode(t, "seeder", false, at(manager.Addr))
 	seed(t, back, p)
 	r.wait(t)
 	p.checkFile(t, w.path())
@@ -168,7 +168,7 @@ func TestSeederAppears(t *testing.T) {
 	w := newNode(t, "worker", false)
 	r := start(t, w, p)
 	eventually(t, "progress", func() bool { return r.last.Load().Total > 0 })
-	manager := newNode(t, "manager", true)
+	manager := newNode(t, "seeder", false)
 	seed(t, manager, p)
 	w.SetPeers([]Peer{manager.Peer})
 	r.wait(t)
@@ -179,13 +179,13 @@ func TestSeederAppears(t *testing.T) {
 // have every piece.
 func TestSeederLeavesAfterOneCopy(t *testing.T) {
 	p := newPayload(t, 16<<20)
-	manager := newNode(t, "manager", true, slow(16<<20))
+	manager := newNode(t, "seeder", false, slow(16<<20))
 	var workers []*node
 	var runs []*running
 	for _, name := range []string{"a", "b", "c", "d"} {
 		workers = append(workers, newNode(t, name, false, slow(8<<20)))
 	}
-	introduce(append([]*node{manager}, workers...)...)
+	introduce(t, append([]*node{manager}, workers...)...)
 	seed(t, manager, p)
 	for _, w := range workers {
 		runs = append(runs, start(t, w, p))
@@ -218,9 +218,9 @@ func TestSeederLeavesAfterOneCopy(t *testing.T) {
 // TestWorkersRestart kills workers in the middle and starts them again.
 func TestWorkersRestart(t *testing.T) {
 	p := newPayload(t, 16<<20)
-	manager := newNode(t, "manager", true, slow(16<<20))
+	manager := newNode(t, "seeder", false, slow(16<<20))
 	a, b := newNode(t, "a", false), newNode(t, "b", false)
-	introduce(manager, a, b)
+	introduce(t, manager, a, b)
 	seed(t, manager, p)
 	ra, rb := start(t, a, p), start(t, b, p)
 	eventually(t, "some pieces", func() bool { return rb.last.Load().Done > 0 })
@@ -254,7 +254,7 @@ func TestDamagedSeeder(t *testing.T) {
 			w := newNode(t, "worker", false)
 			peers := []*node{bad, w}
 			if !sole {
-				good := newNode(t, "good", true, slow(8<<20))
+				good := newNode(t, "good", false, slow(8<<20))
 				seed(t, good, p)
 				peers = append(peers, good)
 			}
@@ -269,7 +269,7 @@ func TestDamagedSeeder(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			introduce(peers...)
+			introduce(t, peers...)
 			r := start(t, w, p)
 			if sole {
 				eventually(t, "waste", func() bool { return r.last.Load().Wasted > 0 })
@@ -292,7 +292,7 @@ func TestDamagedIncomingPeer(t *testing.T) {
 	p := newPayload(t, 2<<20)
 	w := newNode(t, "worker", false)
 	bad := newNode(t, "bad", false)
-	good := newNode(t, "good", true)
+	good := newNode(t, "good", false)
 	// The bad peer has most pieces damaged and fetches one, hence dials.
 	damaged := append([]byte(nil), p.data...)
 	path := filepath.Join(bad.dir, "fetched.mdb")
@@ -323,18 +323,18 @@ func TestDamagedIncomingPeer(t *testing.T) {
 // of it is still to be had.
 func TestSeededFileCutShort(t *testing.T) {
 	p := newPayload(t, 4<<20)
-	cut := newNode(t, "cut", true)
+	cut := newNode(t, "cut", false)
 	w := newNode(t, "worker", false)
 	path := seed(t, cut, p)
 	if err := os.Truncate(path, 2<<20+5); err != nil {
 		t.Fatal(err)
 	}
-	introduce(cut, w)
+	introduce(t, cut, w)
 	r := start(t, w, p)
 	eventually(t, "the first half", func() bool { return r.last.Load().Done == 2<<20 })
-	whole := newNode(t, "whole", true)
+	whole := newNode(t, "whole", false)
 	seed(t, whole, p)
-	introduce(cut, w, whole)
+	introduce(t, cut, w, whole)
 	r.wait(t)
 	p.checkFile(t, w.path())
 }
@@ -393,9 +393,9 @@ func TestFetchEndsWithTheDisksError(t *testing.T) {
 		t.Run(errno.Error(), func(t *testing.T) {
 			broken := &brokenFS{FS: durable.OS, err: errno}
 			broken.left.Store(1 << 20)
-			manager := newNode(t, "manager", true)
+			manager := newNode(t, "seeder", false)
 			w := newNode(t, "worker", false, func(o *SwarmOptions) { o.FS = broken })
-			introduce(manager, w)
+			introduce(t, manager, w)
 			seed(t, manager, p)
 			r := start(t, w, p)
 			<-r.done
@@ -424,7 +424,7 @@ func TestCheckRoom(t *testing.T) {
 
 func TestHeldTorrents(t *testing.T) {
 	p := newPayload(t, 1<<20)
-	n := newNode(t, "manager", true)
+	n := newNode(t, "seeder", false)
 	path := seed(t, n, p)
 	if err := n.Seed(p.torrent, path); !errors.Is(err, ErrHeld) {
 		t.Errorf("second Seed: %v", err)

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -71,7 +72,8 @@ func (p payload) checkFile(t testing.TB, path string) {
 type node struct {
 	*Swarm
 	Peer
-	dir string
+	dir    string
+	circle atomic.Pointer[struct{ _ int }] // those that it was introduced to last
 }
 
 func (n *node) path() string { return filepath.Join(n.dir, "fetched.mdb") }
@@ -104,9 +106,9 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 	NewServer(ServerOptions{Pieces: s}).Attach(asked.Config)
 	asked.Start()
 	t.Cleanup(asked.Close)
-	return &node{s, Peer{
+	return &node{Swarm: s, Peer: Peer{
 		Name: name, Addr: o.Listener.Addr().String(), PeerAddr: asked.Listener.Addr().String(), Colo: o.Colo, Manager: manager,
-	}, t.TempDir()}
+	}, dir: t.TempDir()}
 }
 
 // newFleet is a manager and some workers that all know each other.
@@ -116,30 +118,64 @@ func newFleet(t testing.TB, workers int, configure ...func(*SwarmOptions)) (mana
 	for i := range workers {
 		rest = append(rest, newNode(t, fmt.Sprintf("worker-%d", i), false, configure...))
 	}
-	introduce(append([]*node{manager}, rest...)...)
+	introduce(t, append([]*node{manager}, rest...)...)
 	return manager, rest
 }
 
-// introduce makes the nodes each other's peers, as gossip would: with what they
-// hold or fetch now.
-func introduce(nodes ...*node) {
-	var peers []Peer
+// introduce makes the nodes each other's peers, and as gossip would keeps
+// telling each what the others hold and fetch, until it is introduced to others.
+func introduce(t testing.TB, nodes ...*node) {
+	circle := new(struct{ _ int })
 	for _, n := range nodes {
-		p := n.Peer
-		n.mu.Lock()
-		for ih, h := range n.holdings {
-			if h.fetching {
-				p.Fetching = ih
-			} else {
-				p.Holds = append(p.Holds, ih)
+		n.circle.Store(circle)
+	}
+	talk := func() {
+		var peers []Peer
+		for _, n := range nodes {
+			peers = append(peers, n.facts())
+		}
+		for _, n := range nodes {
+			if n.circle.Load() == circle {
+				n.Swarm.SetPeers(peers)
 			}
 		}
-		n.mu.Unlock()
-		peers = append(peers, p)
 	}
-	for _, n := range nodes {
-		n.SetPeers(peers)
+	talk()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-ticker.C:
+				talk()
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-stopped; ticker.Stop() })
+}
+
+// facts is what gossip says of the node now.
+func (n *node) facts() Peer {
+	p := n.Peer
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for ih, h := range n.holdings {
+		if h.fetching {
+			p.Fetching = ih
+		} else if h.store != nil {
+			p.Holds = append(p.Holds, ih)
+		}
 	}
+	return p
+}
+
+// SetPeers ends the introduction.
+func (n *node) SetPeers(peers []Peer) {
+	n.circle.Store(nil)
+	n.Swarm.SetPeers(peers)
 }
 
 // fetchAll fetches on all nodes at once.
