@@ -24,48 +24,47 @@ func TestMembersOfALargeSwarm(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer n.settle(h, context.Canceled)
-	dialled := func(managers, workers, failures int) (m, w int) {
+	dialled := func(workers, failures int) int {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		clear(n.roster)
-		clear(h.dials)
-		for i := range managers + workers {
+		for _, p := range []Peer{{Name: "manager", Manager: true}, {Name: "far", Colo: "elsewhere"}} {
+			n.roster[peerID(p.Name)] = p
+		}
+		for i := range workers {
 			name := fmt.Sprint("peer-", i)
-			n.roster[peerID(name)] = Peer{Name: name, Manager: i < managers}
+			n.roster[peerID(name)] = Peer{Name: name}
 		}
 		now := time.Now()
+		clear(h.dials)
 		n.toDial(h, now) // those that should dial us get time to do so
 		clear(h.dials)
 		for id := range n.roster {
 			h.dials[id] = &dial{failures: failures}
 		}
-		for _, id := range n.toDial(h, now) {
-			if n.roster[id].Manager {
-				m++
-			} else {
-				w++
+		ids := n.toDial(h, now)
+		for _, id := range ids {
+			if p := n.roster[id]; p.Manager || p.Colo != "" {
+				t.Errorf("%s is dialled, which is not of the colo's swarm", p.Name)
 			}
 		}
-		return m, w
+		return len(ids)
 	}
-	for _, c := range []struct{ managers, workers int }{{0, 0}, {1, 0}, {2, 10}, {1, 12}, {2, 300}, {0, 50}} {
-		t.Run(fmt.Sprintf("%d+%d", c.managers, c.workers), func(t *testing.T) {
-			m, w := dialled(c.managers, c.workers, 0)
-			if all := c.managers + c.workers; all <= graph.FullMesh {
-				if m+w != all {
-					t.Errorf("%d of %d peers dialled", m+w, all)
+	for _, workers := range []int{0, 1, 2, 11, 12, 50, 300} {
+		t.Run(fmt.Sprint(workers), func(t *testing.T) {
+			got := dialled(workers, 0)
+			if workers < graph.FullMesh {
+				if got != workers {
+					t.Errorf("%d peers dialled", got)
 				}
 				return
 			}
-			if m != min(c.managers, 1) {
-				t.Errorf("%d managers dialled", m)
-			}
-			if w > graph.Degree || w < graph.Degree-2 {
-				t.Errorf("%d workers dialled, want about %d", w, graph.Degree)
+			if got > graph.Degree || got < graph.Degree-2 {
+				t.Errorf("%d workers dialled, want about %d", got, graph.Degree)
 			}
 			// When those are out of reach, as many others are dialled too.
-			if _, more := dialled(c.managers, c.workers, 2); more != min(2*w, c.workers) {
-				t.Errorf("%d workers dialled when the first %d are out of reach", more, w)
+			if more := dialled(workers, 2); more != min(2*got, workers) {
+				t.Errorf("%d workers dialled when the first %d are out of reach", more, got)
 			}
 		})
 	}
@@ -113,7 +112,7 @@ func TestSwarmMetrics(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
 	manager := newNode(t, "manager", true)
 	w := newNode(t, "worker", false, func(o *SwarmOptions) { o.Registerer = registry })
-	introduce(manager, w)
+	introduce(t, manager, w)
 	seed(t, manager, p)
 	start(t, w, p).wait(t)
 	want := fmt.Sprintf(`
@@ -161,7 +160,7 @@ func TestRates(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			manager := newNode(t, "manager", true, func(o *SwarmOptions) { o.Upload = limit(c.up) })
 			w := newNode(t, "worker", false, func(o *SwarmOptions) { o.Download = limit(c.down) })
-			introduce(manager, w)
+			introduce(t, manager, w)
 			seed(t, manager, p)
 			began := time.Now()
 			start(t, w, p).wait(t)

@@ -84,15 +84,16 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := NewClient(ClientOptions{Name: name})
-	t.Cleanup(client.Close)
-	o := SwarmOptions{Name: name, Listener: l, Pieces: client, Logger: slog.New(slog.DiscardHandler)}
+	o := SwarmOptions{Name: name, Listener: l, Logger: slog.New(slog.DiscardHandler)}
 	if os.Getenv("QS_TEST_LOG") != "" {
 		o.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 	}
 	for _, f := range configure {
 		f(&o)
 	}
+	client := NewClient(ClientOptions{Name: name, Download: o.Download})
+	t.Cleanup(client.Close)
+	o.Pieces = client
 	s, err := NewSwarm(o)
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +104,7 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 		}
 	})
 	asked := httptest.NewUnstartedServer(nil)
-	NewServer(ServerOptions{Pieces: s}).Attach(asked.Config)
+	NewServer(ServerOptions{Pieces: s, Upload: o.Upload, Egress: o.Upload}).Attach(asked.Config)
 	asked.Start()
 	t.Cleanup(asked.Close)
 	return &node{Swarm: s, Peer: Peer{
