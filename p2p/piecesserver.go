@@ -328,7 +328,7 @@ func newPieceMetrics(reg prometheus.Registerer) pieceMetrics {
 
 func to(near bool) string {
 	if near {
-		return "own_colo"
+		return FromOwnColo.String()
 	}
-	return "other_colo"
+	return FromOtherColos.String()
 }

@@ -3,6 +3,8 @@ package p2p
 import (
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 func TestMeter(t *testing.T) {
@@ -76,5 +78,60 @@ func TestSources(t *testing.T) {
 	if !ok || got.Running || got.From != want || w.Totals() != want || got.InfoHash != p.torrent.InfoHash() ||
 		got.Done != got.Total || got.PiecesDone != got.Pieces || got.Fetched.Before(got.Began) || got.Rate != 0 {
 		t.Errorf("progress %+v, %v", got, ok)
+	}
+}
+
+// TestProgressOfAFetch looks at a fetch while it runs, when it is cancelled, and
+// when it is resumed.
+func TestProgressOfAFetch(t *testing.T) {
+	p := newPayload(t, 6<<20)
+	registry := prometheus.NewPedanticRegistry()
+	manager := newNode(t, "manager", true, slow(3<<20))
+	w := newNode(t, "worker", false, func(o *SwarmOptions) { o.Registerer = registry })
+	introduce(t, manager, w)
+	seed(t, manager, p)
+	gauge := func(name string) float64 {
+		t.Helper()
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == name {
+				return f.Metric[0].Gauge.GetValue()
+			}
+		}
+		t.Fatalf("no metric %s", name)
+		return 0
+	}
+
+	r := start(t, w, p)
+	var got Progress
+	eventually(t, "a rate", func() bool {
+		got, _ = w.Progress()
+		return got.Rate > 0
+	})
+	if !got.Running || !got.Fetched.IsZero() || got.Done <= 0 || got.Done >= got.Total || got.PiecesDone <= 0 ||
+		got.From[FromManagers].Bytes < got.Done || got.From[FromManagers].Pieces < got.PiecesDone { // accounted just before it counts
+		t.Errorf("progress %+v", got)
+	}
+	if size, done, rate := gauge("qs_swarm_fetch_size_bytes"), gauge("qs_swarm_fetch_done_bytes"), gauge("qs_swarm_fetch_bytes_per_second"); size != float64(got.Total) || done < float64(got.Done) || rate <= 0 {
+		t.Errorf("metrics: %v of %v, %v a second", done, size, rate)
+	}
+	r.cancel()
+	<-r.done
+	got, ok := w.Progress()
+	if !ok || got.Running || got.Rate != 0 || !got.Fetched.IsZero() || got.Done == 0 {
+		t.Errorf("progress of the cancelled fetch: %+v, %v", got, ok)
+	}
+	if size := gauge("qs_swarm_fetch_size_bytes"); size != 0 {
+		t.Errorf("without a fetch its size is %v", size)
+	}
+
+	kept := got.Done
+	start(t, w, p).wait(t)
+	got, _ = w.Progress()
+	if got.Fetched.IsZero() || got.Done != got.Total || got.From[FromManagers].Bytes > got.Total-kept {
+		t.Errorf("progress after the second fetch: %+v; %d bytes were there", got, kept)
 	}
 }

@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -51,7 +52,7 @@ func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
 	}
 	sent := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "qs_swarm_sent_bytes_total",
-		Help: "Payload sent to other peers.",
+		Help: "Payload sent over the torrent protocol, which workers of one colo speak.",
 	}, func() float64 {
 		stats := s.client.ConnStats()
 		return float64(stats.BytesWrittenData.Int64())
@@ -66,6 +67,7 @@ func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
 	})
 	m.collectors = []prometheus.Collector{m.receivedBytes, m.receivedPieces, m.wasted, m.pieces, m.stalls, m.asked, sent, peers,
 		torrentsGauge(s, "seeding", false), torrentsGauge(s, "fetching", true)}
+	m.collectors = append(m.collectors, fetchGauges(s)...)
 	for from := range numSources {
 		m.receivedBytes.WithLabelValues(from.String())
 		m.receivedPieces.WithLabelValues(from.String())
@@ -105,6 +107,35 @@ func torrentsGauge(s *Swarm, state string, fetching bool) prometheus.Collector {
 		}
 		return float64(n)
 	})
+}
+
+// fetchGauges show the fetch that runs; all are 0 when there is none.
+func fetchGauges(s *Swarm) []prometheus.Collector {
+	gauge := func(name, help string, value func(Progress) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			p, ok := s.Progress()
+			if !ok || !p.Running {
+				return 0
+			}
+			return value(p)
+		})
+	}
+	return []prometheus.Collector{
+		gauge("qs_swarm_fetch_size_bytes", "Size of the snapshot that is being fetched.",
+			func(p Progress) float64 { return float64(p.Total) }),
+		gauge("qs_swarm_fetch_done_bytes", "Verified bytes of the snapshot that is being fetched, those found on disk included.",
+			func(p Progress) float64 { return float64(p.Done) }),
+		gauge("qs_swarm_fetch_bytes_per_second", "Rate of the fetch over the last 5 s.",
+			func(p Progress) float64 { return float64(p.Rate) }),
+		gauge("qs_swarm_fetch_left_seconds", "Estimate of when the fetch will be done, by its rate. NaN without one.",
+			func(p Progress) float64 {
+				left, ok := p.Left()
+				if !ok {
+					return math.NaN()
+				}
+				return left.Seconds()
+			}),
+	}
 }
 
 // unregister makes room for another swarm with the same registerer.
