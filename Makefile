@@ -8,7 +8,7 @@ export CGO_CFLAGS ?= -O2 -g -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 FUZZTIME ?= 30s
 
-.PHONY: all build demo test check e2e e2e-full bench fuzz setup setup-test clean
+.PHONY: all build demo test check e2e e2e-full bench bench-swarm fuzz setup setup-test clean
 
 all: build
 
@@ -58,6 +58,12 @@ bench: setup-test build
 	$(BENCH) -bench '^Benchmark(Append|Read)$$' ./txlog
 	$(BENCH) -bench '^Benchmark(Get|Apply|BarePuts)$$' ./lmdbstore
 	$(BENCH) -bench '^Benchmark(Stream|Swarm8)$$' -benchtime 1x ./p2p
+
+# How fast a colo of empty workers is rebuilt, on links of given rates: writes
+# docs/bench/swarm.md and its pictures. Needs root; about half an hour.
+RUNS ?= 5
+bench-swarm: build
+	.ci/bench-swarm $(CURDIR)/$(BIN) docs/bench $(RUNS)
 
 # Every fuzz target, FUZZTIME each.
 fuzz: setup

@@ -23,9 +23,9 @@ type SwarmOptions struct {
 	Rate, ManagerRate, Between lab.Rate
 	Size                       int64 // about how long the snapshot is, in bytes
 
-	KillFraction float64 // of the workers, killed when they hold half together
-	KillManager  bool    // once they hold one copy together
-	JoinLate     int     // workers that start when the others hold half
+	KillFraction float64 // of the workers, killed when all hold half on average
+	KillManager  bool    // once every piece is with some worker
+	JoinLate     int     // workers that start when the others hold half on average
 	Slow         int     // of the workers, at a tenth of Rate
 
 	Runs  int

@@ -3,15 +3,10 @@ package lab
 import (
 	"context"
 	"errors"
-	"io"
 	"math"
 	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -208,98 +203,4 @@ func TestManyHosts(t *testing.T) {
 		check(t, err)
 		check(t, errors.Join(conn.Close(), ln.Close()))
 	}
-}
-
-// A process runs in its host, and ends with the network.
-func TestProcessesEndWithTheNetwork(t *testing.T) {
-	n := newNetwork(t)
-	h := addHost(t, n, "", Link{})
-	out, err := os.Create(filepath.Join(t.TempDir(), "out"))
-	check(t, err)
-	defer out.Close()
-	cmd := exec.Command("sh", "-c", "cat /proc/net/route; echo there; exec sleep 1000")
-	cmd.Stdout = out
-	check(t, h.Start(cmd))
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		text, err := os.ReadFile(out.Name())
-		check(t, err)
-		if strings.HasSuffix(string(text), "there\n") {
-			if !strings.Contains(string(text), "0000AB0A") { // 10.171.0.0
-				t.Errorf("the process does not see its host's route:\n%s", text)
-			}
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the process did not start")
-		}
-	}
-	check(t, n.Close())
-	var exit *exec.ExitError
-	if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
-		t.Errorf("the process ended with %v", err)
-	}
-	if err := h.Start(exec.Command("true")); !errors.Is(err, errClosed) {
-		t.Errorf("a process started in a closed network: %v", err)
-	}
-}
-
-const ownerEnv = "QS_LAB_TEST_OWNER"
-
-// TestOwner is not a test: it is what TestNothingOutlivesItsOwner kills.
-func TestOwner(t *testing.T) {
-	if os.Getenv(ownerEnv) == "" {
-		t.Skip("runs in a process of its own")
-	}
-	n := newNetwork(t)
-	h := addHost(t, n, "", Link{})
-	cmd := exec.Command("sleep", "1000")
-	check(t, h.Start(cmd))
-	os.Stdout.WriteString(strconv.Itoa(cmd.Process.Pid) + "\n")
-	io.Copy(io.Discard, os.Stdin) // for ever
-}
-
-// When the process that made a network is killed, the kernel ends the rest.
-func TestNothingOutlivesItsOwner(t *testing.T) {
-	newNetwork(t)
-	owner := exec.Command(os.Args[0], "-test.run=^TestOwner$")
-	owner.Env = append(os.Environ(), ownerEnv+"=1")
-	in, err := owner.StdinPipe()
-	check(t, err)
-	defer in.Close()
-	out, err := owner.StdoutPipe()
-	check(t, err)
-	check(t, owner.Start())
-	buf := make([]byte, 32)
-	k, err := out.Read(buf)
-	check(t, err)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(buf[:k])))
-	check(t, err)
-	ns, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/net")
-	check(t, err)
-	check(t, owner.Process.Kill())
-	_ = owner.Wait()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		left := inNamespace(t, ns)
-		if len(left) == 0 {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%s still holds %v", ns, left)
-		}
-	}
-}
-
-// inNamespace returns the processes that are in ns or hold it open.
-func inNamespace(t *testing.T, ns string) (pids []string) {
-	t.Helper()
-	links, err := filepath.Glob("/proc/[0-9]*/ns/net")
-	check(t, err)
-	fds, err := filepath.Glob("/proc/[0-9]*/fd/*")
-	check(t, err)
-	for _, link := range append(links, fds...) {
-		if to, err := os.Readlink(link); err == nil && to == ns {
-			pids = append(pids, link)
-		}
-	}
-	return pids
 }

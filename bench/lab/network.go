@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -285,6 +286,16 @@ func (h *Host) Addr() netip.Addr { return h.addr }
 
 // Start starts cmd as a process of the host. It is killed when this process ends.
 func (h *Host) Start(cmd *exec.Cmd) error { return h.network.starter.start(h.space.ns, cmd) }
+
+// StartTree starts cmd like Start, and everything that it starts in turn ends with
+// it: it is the first process of a process namespace.
+func (h *Host) StartTree(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWPID
+	return h.Start(cmd)
+}
 
 // Dial connects to addr as the host would. Its own loopback addresses cost no
 // bandwidth of its link.

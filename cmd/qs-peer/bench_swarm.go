@@ -24,9 +24,39 @@ func newBenchSwarm() *cobra.Command {
 		Short: "Measure how fast a colo of empty workers is rebuilt",
 		Long: `Swarm runs managers and workers as processes on this machine, each in a network
 namespace of its own, on links whose rates the kernel holds (tbf). The managers
-are filled with random data and mint a snapshot; then all workers start at once
-with nothing, and are watched until the last one holds every piece, verified,
-and serves.`,
+are filled with random data and mint a snapshot. Then all workers start at once
+with nothing, and are watched until the last one serves. Every run has new
+workers and a new network.
+
+What it prints:
+  T*              the least time in which it can be done, whatever the protocol:
+                  max(F/u_s, F/d_min, N·F/(u_s + Σu_i)), F being the snapshot's
+                  size, u_s what the managers can send, d and u what workers can
+                  receive and send; of the survivors when workers are killed, and
+                  with the links between colos taken into account
+  first, median,  when workers had every piece, verified, counted from the start
+  last complete   of the processes; late and slow workers are told apart
+  last serving    when the last of them served reads
+  managers sent   payload of pieces, in copies of the snapshot, as the managers
+                  count it; what of it workers verified; and the frames that left
+                  their links, headers included
+  into colo       the same for what entered a colo
+  CPU-s per GB    processor time of all processes, killed ones too, from the
+                  start of the workers, per 10^9 bytes verified
+  RssAnon, VmHWM  the most memory that a process held, without and with files it
+                  had mapped
+  wasted          what workers received twice or damaged
+
+Workers are watched over the loopback of their own namespace, which costs their
+links nothing. Nothing is put into the machine's own network, and nothing is left
+when the bench ends; but if it is killed, its directory, which the next one, or
+--clean, removes.
+
+It needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.`,
+		Example: `  sudo qs-peer bench swarm
+  sudo qs-peer bench swarm --workers 24 --size 128MiB --rate 50mbit --svg curve.svg
+  sudo qs-peer bench swarm --colos 2 --intercolo-rate 20mbit
+  sudo qs-peer bench swarm --kill-fraction 0.25 --runs 1`,
 		Args: wantArgs(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if clean {
@@ -84,9 +114,9 @@ and serves.`,
 	f.Var(&manager, "manager-rate", "each manager's link (default: --rate)")
 	f.Var(&between, "intercolo-rate", "each colo's link to the others and the managers, each way; 0 is no limit (default 0)")
 	f.Var(&size, "size", "about how long the snapshot is")
-	f.Float64Var(&o.KillFraction, "kill-fraction", 0, "kill this share of the workers once they hold half together, like 0.25 (default 0)")
-	f.BoolVar(&o.KillManager, "kill-manager", false, "kill all managers once the workers hold a copy together (default false)")
-	f.IntVar(&o.JoinLate, "join-late", 0, "so many workers more start when the others hold half (default 0)")
+	f.Float64Var(&o.KillFraction, "kill-fraction", 0, "kill this share of the workers once all hold half on average, like 0.25 (default 0)")
+	f.BoolVar(&o.KillManager, "kill-manager", false, "kill all managers once every piece is with some worker (default false)")
+	f.IntVar(&o.JoinLate, "join-late", 0, "so many workers more start when the others hold half on average (default 0)")
 	f.IntVar(&o.Slow, "slow", 0, "so many of the workers have a tenth of --rate; each run is also made without them (default 0)")
 	f.BoolVar(&unshaped, "unshaped", false, "links without a rate: what the processes can do (default false)")
 	f.IntVar(&o.Runs, "runs", 5, "how often")

@@ -12,8 +12,11 @@ import (
 // byteSize is a flag in bytes, like 256MiB.
 type byteSize int64
 
-func (b *byteSize) String() string { return strings.ReplaceAll(term.Bytes(int64(*b)), " ", "") }
-func (b *byteSize) Type() string   { return "size" }
+func (b *byteSize) String() string {
+	return strings.NewReplacer(" ", "", ".0", "").Replace(term.Bytes(int64(*b)))
+}
+
+func (b *byteSize) Type() string { return "size" }
 
 func (b *byteSize) Set(s string) error {
 	number, unit := strings.ToLower(strings.TrimSpace(s)), 0.0

@@ -28,13 +28,13 @@ func conditions(r *bench.SwarmReport) []string {
 		term.Plural(r.Workers, "empty worker"), term.Plural(r.Colos, "colo"), term.Plural(r.Managers, "manager"), term.Bytes(r.Size))}
 	var mishaps []string
 	if r.Killed > 0 {
-		mishaps = append(mishaps, term.Plural(r.Killed, "worker")+" killed when they held half together")
+		mishaps = append(mishaps, term.Plural(r.Killed, "worker")+" killed when all held half on average")
 	}
 	if r.ManagerKilled {
-		mishaps = append(mishaps, "all managers killed when the workers held one copy together")
+		mishaps = append(mishaps, "all managers killed when every piece was with some worker")
 	}
 	if r.Late > 0 {
-		mishaps = append(mishaps, term.Plural(r.Late, "worker")+" more joined when the others held half")
+		mishaps = append(mishaps, term.Plural(r.Late, "worker")+" more joined when the others held half on average")
 	}
 	if r.Slow > 0 {
 		mishaps = append(mishaps, term.Plural(r.Slow, "worker")+" at a tenth of the rate; times are the others'")
@@ -111,6 +111,9 @@ func swarmTable(r *bench.SwarmReport) *term.Table {
 	number(term.Plain, "  of use to workers", copies, func(f *F) float64 { return f.EgressUseful })
 	number(term.Plain, "  frames", copies, func(f *F) float64 { return f.EgressWire })
 	for c := range r.Colos {
+		if r.Colos == 1 {
+			break // the same as what is of use
+		}
 		number(term.Plain, fmt.Sprintf("into colo %d, copies", c+1), copies, func(f *F) float64 { return f.Into[c] })
 		number(term.Plain, "  frames", copies, func(f *F) float64 { return f.IntoWire[c] })
 	}
