@@ -205,11 +205,15 @@ func (r *round) distribute(ctx context.Context, snap *minted, began time.Time) e
 			select {
 			case <-changed:
 			case <-ctx.Done():
-				return r.lateness(context.Cause(ctx))
+				return context.Cause(ctx)
 			}
 		}
 	})
-	return g.Wait()
+	err := g.Wait()
+	if errors.Is(err, errLimit) {
+		err = r.lateness()
+	}
+	return err
 }
 
 // sampleUplink notes what the managers have sent, as often as workers are asked.
@@ -298,12 +302,18 @@ func (r *round) look(size int64) (h held, served bool) {
 	return h, served
 }
 
-// lateness says who is not done.
-func (r *round) lateness(err error) error {
+// lateness says who was not done when the time was over.
+func (r *round) lateness() error {
 	for _, w := range r.workers {
-		if p, dead := w.state(); !dead && p.Serving == nil {
-			return fmt.Errorf("%w: %s holds %d of %d bytes", err, w.name, p.Done, p.Total)
+		switch p, dead := w.state(); {
+		case dead || p.Serving != nil:
+		case p.Total == 0:
+			return fmt.Errorf("%w: %s has not begun", errLimit, w.name)
+		case p.Done < p.Total:
+			return fmt.Errorf("%w: %s holds %d of %d bytes", errLimit, w.name, p.Done, p.Total)
+		default:
+			return fmt.Errorf("%w: %s holds everything and does not serve yet", errLimit, w.name)
 		}
 	}
-	return err
+	return errLimit
 }

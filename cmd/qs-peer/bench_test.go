@@ -75,7 +75,7 @@ func TestBenchLeavesNothing(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			dir := t.TempDir()
 			var out bytes.Buffer
-			cmd := exec.Command(bin, "bench", "swarm", "--workers", "3", "--size", "32MiB", "--rate", "20mbit", "--runs", "1", "--dir", dir)
+			cmd := exec.Command(bin, "bench", "swarm", "--workers", "3", "--size", "8MiB", "--rate", "2mbit", "--runs", "1", "--dir", dir)
 			cmd.Stderr = &out
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
