@@ -221,10 +221,12 @@ func (s *show) build(ctx context.Context, names []string) ([]Build, error) {
 }
 
 func origin(m client.Member) string {
-	if m.BytesFromManagers+m.BytesFromWorkers == 0 {
+	all := m.BytesFromManagers + m.BytesFromWorkers
+	if all == 0 {
 		return ""
 	}
-	return fmt.Sprintf("manager %s, own colo %s", term.Bytes(m.BytesFromManagers), term.Bytes(m.BytesFromOwnColo))
+	share := func(n int64) float64 { return 100 * float64(n) / float64(all) }
+	return fmt.Sprintf("manager %.0f%%, own colo %.0f%%", share(m.BytesFromManagers), share(m.BytesFromOwnColo))
 }
 
 // serving waits until a node says of itself that it serves.
@@ -302,7 +304,7 @@ func (s *show) settle(ctx context.Context) error {
 				there++
 			}
 		}
-		st.now("%d of %d nodes are at entry %s", there, len(names), term.Count(head))
+		st.now("%d of %d nodes are there", there, len(names))
 	})
 	if err != nil {
 		return fmt.Errorf("the nodes did not reach one position: %w", err)

@@ -38,7 +38,7 @@ type job struct {
 const boardSteps = 1000
 
 // noteWidth is how much of a note fits beside a bar on 80 columns.
-const noteWidth = 36
+const noteWidth = 26
 
 // NewBoard shows jobs of the given names on w.
 func NewBoard(ctx context.Context, w io.Writer, names []string) *Board {
@@ -59,25 +59,41 @@ func NewBoard(ctx context.Context, w io.Writer, names []string) *Board {
 		}
 		j.bar = b.bars.New(boardSteps, barStyle(),
 			mpb.PrependDecorators(decor.Name("  "+j.name+"  ")),
-			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string { return j.line(float64(s.Current)/boardSteps, colours) })))
+			mpb.AppendDecorators(
+				decor.Any(func(s decor.Statistics) string { return fmt.Sprintf(" %3d%% ", 100*s.Current/boardSteps) }),
+				// The colour is not part of the text: it would count as its width.
+				decor.Meta(decor.Any(func(decor.Statistics) string { return j.stateText() }), func(text string) string { return j.colour(text, colours) }),
+				decor.Any(func(decor.Statistics) string { return j.rest() }),
+			))
 	}
 	return b
 }
 
-// line is what stands right of the bar.
-func (j *job) line(fraction float64, colours bool) string {
+// What stands right of the bar is always as long, so that bars are, too.
+
+func (j *job) stateText() string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	state := fmt.Sprintf("%-13s", j.state)
-	if colours {
-		state = j.style.In(state)
+	return fmt.Sprintf("%-13s", j.state)
+}
+
+func (j *job) colour(text string, colours bool) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !colours {
+		return text
 	}
+	return j.style.In(text)
+}
+
+func (j *job) rest() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	took := j.took
 	if took == 0 {
 		took = time.Since(j.begun)
 	}
-	// Lines of one length leave bars of one length.
-	return fmt.Sprintf(" %3.0f%% %s %5.1fs  %-*s", 100*fraction, state, took.Seconds(), noteWidth, j.note)
+	return fmt.Sprintf(" %5.1fs  %-*s", took.Seconds(), noteWidth, j.note)
 }
 
 // Set says how far job i is, in which state, and what else there is to say.
