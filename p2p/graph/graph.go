@@ -34,7 +34,7 @@ func Order[T ~ID](snapshot [20]byte, self T, peers []T) (order []T, want int) {
 		peer T
 		at   uint64 // distance in a ring's direction
 	}
-	seed := binary.LittleEndian.Uint64(snapshot[:8])
+	seed := seedOf(snapshot)
 	rings := make([][]standing, Degree/2)
 	for r := range rings {
 		seed = mix(seed)
@@ -73,8 +73,12 @@ func Order[T ~ID](snapshot [20]byte, self T, peers []T) (order []T, want int) {
 
 // position is where a node stands on a ring.
 func position[T ~ID](seed uint64, id T) uint64 {
-	return mix(seed ^ binary.LittleEndian.Uint64(id[len(id)-8:]))
+	return mix(seed ^ hashOf(id))
 }
+
+func seedOf(snapshot [20]byte) uint64 { return binary.LittleEndian.Uint64(snapshot[:8]) }
+
+func hashOf[T ~ID](id T) uint64 { return binary.LittleEndian.Uint64(id[len(id)-8:]) }
 
 // mix is the finalizer of splitmix64 (Steele, Lea and Flood, "Fast splittable
 // pseudorandom number generators", 2014).

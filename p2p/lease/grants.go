@@ -9,7 +9,7 @@ const (
 	holdMin    = 2 * time.Second
 	holdMax    = 30 * time.Second
 	// spreadFor is how long the worker that got a piece has to pass it on.
-	spreadFor = 2 * time.Second
+	spreadFor = 10 * time.Second
 )
 
 // Grants is what a source remembers of whom it gave the pieces of one snapshot, so

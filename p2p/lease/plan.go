@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// A piece that was refused is asked again after the source's hint, within these.
-// Takeovers and hedges that are refused in a row are tried ever more rarely, within
-// these too.
 const (
+	// A source that is busy is asked again after its hint, within these. Takeovers and
+	// hedges that are refused in a row are tried ever more rarely, within these too.
 	retryMin = 50 * time.Millisecond
 	retryMax = 2 * time.Second
+	// givenMax is the longest that a worker trusts another to pass a piece on.
+	givenMax = 30 * time.Second
 )
 
 // Result is how a request to a source ended.
@@ -190,7 +191,6 @@ func (p *Plan) Finish(sourceName string, i int, r Result, retry, now time.Durati
 	if pc.asked == s {
 		pc.asked = nil
 	}
-	retry = min(max(retry, retryMin), retryMax)
 	switch r {
 	case Received:
 		s.failures = 0
@@ -203,7 +203,7 @@ func (p *Plan) Finish(sourceName string, i int, r Result, retry, now time.Durati
 		}
 	case Leased:
 		s.failures = 0
-		pc.retry = now + retry
+		pc.retry = now + min(max(retry, retryMin), givenMax)
 		open := pc.open()
 		pc.given = true
 		p.recount(pc, open)
@@ -216,7 +216,7 @@ func (p *Plan) Finish(sourceName string, i int, r Result, retry, now time.Durati
 		s.deny(i, now)
 	case Busy:
 		s.failures = 0
-		s.pause = now + retry
+		s.pause = now + min(max(retry, retryMin), retryMax)
 	case Failed:
 		s.failures++
 		s.pause = now + min(pauseMin<<min(s.failures-1, 8), pauseMax)

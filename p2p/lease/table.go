@@ -92,8 +92,12 @@ func (p *Plan) share(hashes []uint64) {
 		lists = lists[count[j]:]
 	}
 	t.me, _ = slices.BinarySearch(hashes, p.self)
+	left := slices.Contains(moved, -1)
 	for i := range p.pieces {
 		pc := &p.pieces[i]
+		if left && pc.given { // perhaps to the one who left
+			pc.given, pc.retry = false, 0
+		}
 		f := &t.fetchers[pc.holder]
 		f.pieces = append(f.pieces, int32(i))
 		if pc.open() {

@@ -1,0 +1,39 @@
+package graph
+
+import (
+	"cmp"
+	"hash/fnv"
+	"slices"
+)
+
+// Gateways returns up to n workers of as many other colos that a worker should ask for
+// pieces that its colo lacks. colos are the others, by name. Each worker has
+// gateways of its own, by rendezvous hashing, so that nobody is asked by
+// many and a death concerns few.
+func Gateways[T ~ID](snapshot [20]byte, self T, colos map[string][]T, n int) []T {
+	type ranked struct {
+		score uint64
+		among []T
+	}
+	best := make([]ranked, 0, n+1)
+	own := seedOf(snapshot) ^ hashOf(self)
+	for name, among := range colos {
+		if len(among) == 0 {
+			continue
+		}
+		h := fnv.New64a()
+		h.Write([]byte(name))
+		r := ranked{mix(own ^ mix(h.Sum64())), among}
+		at, _ := slices.BinarySearchFunc(best, r, func(a, b ranked) int { return cmp.Compare(b.score, a.score) })
+		if best = slices.Insert(best, at, r); len(best) > n {
+			best = best[:n]
+		}
+	}
+	gates := make([]T, len(best))
+	for i, r := range best {
+		gates[i] = slices.MaxFunc(r.among, func(a, b T) int {
+			return cmp.Compare(mix(own^hashOf(a)), mix(own^hashOf(b)))
+		})
+	}
+	return gates
+}
