@@ -6,16 +6,17 @@ func newBench() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench SCENARIO [flags]",
 		Short: "Measure how fast a fleet is, against the least possible time",
-		Long: `Bench measures with real processes on this machine. Each scenario says in its own
-help what it measures, and how.`,
+		Long: `Bench measures with real processes on this machine, or simulates what does not fit.
+Each scenario says in its own help what it measures, and how.`,
 		Args: wantArgs(1, 1, "a SCENARIO: see 'qs-peer bench --help'"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return usagef("there is no scenario %q", args[0])
 		},
 	}
-	scenario := newBenchSwarm()
-	scenario.Flags().SortFlags = false
-	scenario.DisableFlagsInUseLine = true
-	cmd.AddCommand(scenario)
+	for _, scenario := range []*cobra.Command{newBenchSwarm(), newBenchSim()} {
+		scenario.Flags().SortFlags = false
+		scenario.DisableFlagsInUseLine = true
+		cmd.AddCommand(scenario)
+	}
 	return cmd
 }

@@ -20,6 +20,16 @@ const (
 	// yieldFor is how long a worker waits, after data came from a cheaper source,
 	// before it asks a dearer one for pieces that are other colos' to bring in.
 	yieldFor = time.Second
+
+	// A worker is lame if it has had a piece for shareWithin without any other getting it from
+	// there, or if it has done less than 1/behindBy of what the others have done of
+	// their shares, in proportion, once they have done 1/behindFrom.
+	shareWithin = time.Second
+	behindBy    = 2
+	behindFrom  = 8
+	// progressWithin is how lately others must have brought something in for a lame worker to
+	// leave everything to them.
+	progressWithin = time.Second
 )
 
 // askable says whether a missing piece can be asked from s now.
@@ -58,6 +68,45 @@ func (p *Plan) own(s *source, now time.Duration) (int, bool) {
 		}
 	}
 	return best, bestClass < none
+}
+
+// lame says whether this worker's link is slow while others' are not: what it gets
+// first, the colo gets late, so it leaves its leases to them.
+func (p *Plan) lame(now time.Duration) bool {
+	if len(p.table.fetchers) == 1 || now-p.progress > progressWithin {
+		return false
+	}
+	for len(p.unshared) > 0 {
+		if pc := &p.pieces[p.unshared[0].piece]; pc.have && pc.seen == 0 {
+			break
+		}
+		p.unshared = p.unshared[1:]
+	}
+	return len(p.unshared) > 0 && now-p.unshared[0].at > shareWithin || p.behind(now)
+}
+
+// behind compares what this worker has of its share with what the colo has of the
+// others'.
+func (p *Plan) behind(now time.Duration) bool {
+	if now < p.judge {
+		return p.isBehind
+	}
+	p.judge = now + retryMin
+	t := &p.table
+	done, all, mine := 0, 0, 0
+	for j := range t.fetchers {
+		if f := &t.fetchers[j]; j != t.me {
+			done, all = done+len(f.pieces)-f.left, all+len(f.pieces)
+		}
+	}
+	share := t.fetchers[t.me].pieces
+	for _, i := range share {
+		if p.pieces[i].have {
+			mine++
+		}
+	}
+	p.isBehind = done*behindFrom > all && mine*behindBy*all < done*len(share)
+	return p.isBehind
 }
 
 // busy says whether this worker has leases left that it could ask somebody for.

@@ -55,6 +55,10 @@ type Plan struct {
 	cheap    time.Duration // when a source that is not the dearest last delivered a piece
 	arrivals arrivals      // pieces that came from the colo
 	active   time.Duration // when data last came from the colo
+	unshared []received    // pieces from sources that no other worker was seen to have, and maybe others
+	progress time.Duration // when the colo last got a piece that this worker did not bring in
+	judge    time.Duration // isBehind holds until then
+	isBehind bool
 	refused  int           // takeovers and hedges, in a row
 	patience time.Duration // none of either before
 }
@@ -71,6 +75,12 @@ type piece struct {
 	asked  *source       // nil if no source is being asked
 	seenAt time.Duration // since when seen is not 0
 	retry  time.Duration // not to be asked before
+}
+
+// received is a piece that came from a source.
+type received struct {
+	piece int
+	at    time.Duration
 }
 
 // open says whether, as far as this worker knows, nobody in the colo has the
@@ -110,6 +120,8 @@ func (p *Plan) Have(i int, now time.Duration) {
 	if pc.asked == nil {
 		p.arrivals.add(now)
 		p.active = now
+	} else if pc.seen == 0 {
+		p.unshared = append(p.unshared, received{i, now})
 	}
 }
 
@@ -136,6 +148,9 @@ func (p *Plan) Seen(i, workers int, now time.Duration) {
 	open := pc.open()
 	if pc.seen == 0 && workers > 0 {
 		pc.seenAt = now
+		if !pc.have {
+			p.progress = now
+		}
 	}
 	pc.seen = int32(workers)
 	p.recount(pc, open)
@@ -156,11 +171,18 @@ func (p *Plan) Next(sourceName string, now time.Duration) (piece int, why Reason
 	if s == nil || p.missing == 0 || !s.free(now) {
 		return 0, 0, false
 	}
-	i, ok := p.own(s, now)
-	if !ok && now >= p.patience && !p.busy(now) {
-		if i, ok = p.takeover(s, now); ok {
+	lame := p.lame(now)
+	i := 0
+	if !lame {
+		i, ok = p.own(s, now)
+	}
+	if !ok && now >= p.patience && (lame || !p.busy(now)) {
+		if !lame {
+			i, ok = p.takeover(s, now)
 			why = Takeover
-		} else if i, ok = p.hedge(s, now); ok {
+		}
+		if !ok {
+			i, ok = p.hedge(s, now)
 			why = Hedge
 		}
 	}

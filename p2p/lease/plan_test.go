@@ -177,6 +177,47 @@ func TestHedge(t *testing.T) {
 	}
 }
 
+// TestLame: a worker whose link is slow leaves its leases to the others, as long as
+// they bring something in.
+func TestLame(t *testing.T) {
+	fetch := func() (*Plan, []uint64) {
+		p := NewPlan("w0", "c", [20]byte{1}, 400)
+		p.SetFetchers(names("w", 4), nil)
+		p.SetSources([]Source{manager})
+		return p, holders(p)
+	}
+	mine := hashName("qs-fetcher-v1", "w0")
+	next := func(p *Plan, now time.Duration) bool { _, _, ok := p.Next("m0", now); return ok }
+
+	p, held := fetch()
+	for i, h := range held { // its downlink is slow: the others have a quarter of theirs
+		if h != mine && i%4 == 0 {
+			p.Seen(i, 1, time.Second)
+		}
+	}
+	if next(p, time.Second) {
+		t.Error("a worker that is behind asks")
+	}
+	if !next(p, 3*time.Second) {
+		t.Error("a worker that is behind does not ask though nobody brings anything in")
+	}
+
+	p, held = fetch()
+	first, _, _ := take(p, "m0", 0) // its uplink is slow: nobody gets this from there
+	for i, h := range held {
+		if h != mine && i%20 == 0 {
+			p.Seen(i, 1, 1500*time.Millisecond)
+		}
+	}
+	if next(p, 1600*time.Millisecond) {
+		t.Error("a worker that shares nothing asks")
+	}
+	p.Seen(first, 1, 1700*time.Millisecond)
+	if !next(p, 1700*time.Millisecond) {
+		t.Error("a worker that has shared what it had does not ask")
+	}
+}
+
 // TestLost: a piece whose copy is gone is fetched again.
 func TestLost(t *testing.T) {
 	p := NewPlan("w0", "c", [20]byte{1}, 50)
