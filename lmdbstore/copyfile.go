@@ -13,8 +13,9 @@ import (
 // copyChunk is how much is copied between looks at the context.
 const copyChunk = 8 << 20
 
-// copyFile makes target a copy of source on stable storage. Where the file
-// system can share the blocks it does.
+// copyFile makes target a copy of source, which is on stable storage, likewise.
+// Where the file system can share the blocks it does. Where it can not, the copy
+// takes the source's place in memory.
 func copyFile(ctx context.Context, target, source string, progress func(done int64)) error {
 	src, err := os.Open(source)
 	if err != nil {
@@ -49,6 +50,11 @@ func copyContent(ctx context.Context, dst, src *os.File, size int64, progress fu
 		}
 		// os.File copies by copy_file_range where the kernel can.
 		n, err := io.CopyN(dst, src, min(copyChunk, size-done))
+		// One of the two is enough in the page cache: the copy, which is about to
+		// be mapped. It gets the memory of the source, part by part, which is also
+		// much cheaper than memory that the kernel has to find or, in a virtual
+		// machine, the host. Whoever wants the source again reads it from the disk.
+		unix.Fadvise(int(src.Fd()), done, n, unix.FADV_DONTNEED)
 		done += n
 		if err != nil {
 			return fmt.Errorf("at byte %d of %d: %w", done, size, err)
