@@ -2,60 +2,47 @@ package bench
 
 import (
 	"context"
-	"io"
-	"math/bits"
-	"net/http"
+	"net"
+	"slices"
 	"time"
+
+	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/p2p"
 )
 
+// askEvery is how often workers are asked at most which pieces they hold.
+const askEvery = 50 * time.Millisecond
+
 // oneCopyOut says whether every piece is with some worker that lives, so that
-// the managers are not needed any more. It asks the workers which pieces they
-// hold, over the peer protocol (see p2p) and their own loopback.
-func (r *round) oneCopyOut(ctx context.Context, infohash string) bool {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+// the managers are not needed any more.
+func (r *round) oneCopyOut(ctx context.Context, ih chunker.InfoHash) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	var all []byte
-	pieces := 0
+	var missing []bool
 	for _, w := range r.workers[:r.o.Workers] {
 		p, dead := w.state()
-		if dead || p.Total == 0 {
+		if dead || p.Pieces == 0 {
 			continue
 		}
-		have := w.have(ctx, infohash)
-		if all == nil {
-			all = make([]byte, len(have))
+		have, err := w.have(ctx, ih, p.Pieces)
+		if err != nil {
+			continue // others may hold the same
 		}
-		if len(have) == len(all) {
-			for i := range have {
-				all[i] |= have[i]
-			}
+		if missing == nil {
+			missing = slices.Repeat([]bool{true}, len(have))
 		}
-		pieces = max(pieces, p.Pieces)
+		for i := range have {
+			missing[i] = missing[i] && !have[i]
+		}
 	}
-	held := 0
-	for _, b := range all {
-		held += bits.OnesCount8(b)
-	}
-	return pieces > 0 && held == pieces
+	return len(missing) > 0 && !slices.Contains(missing, true)
 }
 
-// have returns the bitmap of the pieces that a worker offers, none if it does not
-// answer.
-func (n *swarmNode) have(ctx context.Context, infohash string) []byte {
-	url := "http://" + n.node.Addrs.Peer + "/p2p/v1/snapshot/" + infohash + "/have"
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil
-	}
-	client := &http.Client{Transport: &http.Transport{DialContext: n.host.Dial, DisableKeepAlives: true}}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil
-	}
-	defer resp.Body.Close()
-	have, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil || resp.StatusCode != http.StatusOK {
-		return nil
-	}
-	return have
+// have asks a worker which pieces it holds, over its own loopback.
+func (n *swarmNode) have(ctx context.Context, ih chunker.InfoHash, pieces int) ([]bool, error) {
+	client := p2p.NewClient(p2p.ClientOptions{Name: "bench", Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+		return n.host.Dial(ctx, "tcp", addr)
+	}})
+	defer client.Close()
+	return client.Have(ctx, n.node.Addrs.Peer, ih, pieces)
 }

@@ -12,10 +12,12 @@ import (
 type meters struct {
 	payload int64 // bytes of pieces that managers sent, as they count them
 	frames
+	// Of all processors together, whatever they did, and could have done.
+	worked, processors time.Duration
 }
 
-// sentMetrics are the counters of payload sent.
-var sentMetrics = []string{"qs_swarm_sent_bytes_total", "qs_source_sent_bytes_total"}
+// sentMetrics are the counters of payload sent: to the swarm, and of pieces asked for.
+var sentMetrics = []string{"qs_swarm_sent_bytes_total", "qs_p2p_pieces_served_bytes_total"}
 
 // meters reads all counters. Those of a manager that was killed are what they
 // were when it was last asked.
@@ -26,6 +28,9 @@ func (r *round) meters() (m meters, err error) {
 			return m, err
 		}
 		m.payload += payload
+	}
+	if m.worked, m.processors, err = machineTime(); err != nil {
+		return m, err
 	}
 	m.frames, err = r.frames()
 	return m, err

@@ -52,3 +52,30 @@ func processMemory(pid int) (m memory) {
 func forgetPeak(pid int) error {
 	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
 }
+
+// machineTime returns how long the machine's processors worked since boot, all
+// together, and how long they could have (proc_stat(5)). What a host took away
+// from a virtual machine counts as work.
+func machineTime() (worked, all time.Duration, err error) {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0, err
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	fields := strings.Fields(line) // cpu user nice system idle iowait irq softirq steal …
+	if len(fields) < 9 {
+		return 0, 0, fmt.Errorf("/proc/stat begins with %q", line)
+	}
+	for i, field := range fields[1:9] {
+		ticks, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, 0, err
+		}
+		t := time.Duration(ticks) * 10 * time.Millisecond
+		all += t
+		if i != 3 && i != 4 { // idle, iowait
+			worked += t
+		}
+	}
+	return worked, all, nil
+}

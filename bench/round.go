@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
@@ -189,6 +190,8 @@ func (r *round) distribute(ctx context.Context, snap *minted, began time.Time) e
 	}
 	g.Go(func() error {
 		plot := r.plot(ctx, snap, run)
+		tick := time.NewTicker(askEvery)
+		defer tick.Stop()
 		for {
 			held, served := r.look(snap.Size)
 			if err := r.sampleUplink(time.Since(began)); err != nil {
@@ -203,6 +206,7 @@ func (r *round) distribute(ctx context.Context, snap *minted, began time.Time) e
 				return nil
 			}
 			select {
+			case <-tick.C:
 			case <-changed:
 			case <-ctx.Done():
 				return context.Cause(ctx)
@@ -235,9 +239,8 @@ type event struct {
 
 // held is what the workers that are there from the start have together.
 type held struct {
-	share        float64 // mean, from 0 to 1
-	all          bool    // they all have begun
-	fromManagers int64   // bytes
+	share float64 // mean, from 0 to 1
+	all   bool    // they all have begun
 }
 
 func act(plot []event, h held) (rest []event) {
@@ -271,8 +274,14 @@ func (r *round) plot(ctx context.Context, snap *minted, run func(*swarmNode)) (p
 		}})
 	}
 	if r.o.KillManager {
+		ih, _ := chunker.ParseInfoHash(snap.InfoHash) // as a node wrote it
+		var asked time.Time
 		plot = append(plot, event{"to kill the managers", func(h held) bool {
-			return h.fromManagers >= snap.Size && r.oneCopyOut(ctx, snap.InfoHash)
+			if h.share < 0.5 || time.Since(asked) < askEvery {
+				return false
+			}
+			asked = time.Now()
+			return r.oneCopyOut(ctx, ih)
 		}, func() {
 			for _, m := range r.managers {
 				// What it counted goes with it. Should it not answer, its last word stands.
@@ -293,7 +302,6 @@ func (r *round) look(size int64) (h held, served bool) {
 		shares[i] = float64(p.Done) / float64(size)
 		if i < r.o.Workers {
 			h.share += shares[i] / float64(r.o.Workers)
-			h.fromManagers += p.From.Managers.Bytes
 			h.all = h.all && p.Total > 0
 		}
 		served = served && (dead || p.Serving != nil)

@@ -55,14 +55,19 @@ type SwarmFigures struct {
 	Into          []float64 `json:"into_colos"`         // payload that entered each colo, in copies
 	IntoWire      []float64 `json:"into_colos_wire"`    // frames
 	CPU           float64   `json:"cpu_seconds_per_gb"` // of all processes, per 10^9 bytes delivered
-	Anon          int64     `json:"peak_anon"`          // bytes, of the worst worker
-	RSS           int64     `json:"peak_rss"`
-	ManagerAnon   int64     `json:"manager_peak_anon"`
-	ManagerRSS    int64     `json:"manager_peak_rss"`
-	Wasted        int64     `json:"wasted"`              // bytes
-	LateRatio     float64   `json:"late_over_f_d"`       // the slowest late worker's time against F/d
-	SlowLast      float64   `json:"slow_last"`           // when the last slow worker had everything
-	Delay         float64   `json:"others_over_without"` // Last against that of the run without slow workers
+	// Busy is the share of the machine's processors that worked, Others the part of
+	// it that was neither managers nor workers: the bench, the kernel on its own
+	// account, and whoever else used the machine.
+	Busy        float64 `json:"processors_busy"`
+	Others      float64 `json:"processors_others"`
+	Anon        int64   `json:"peak_anon"` // bytes, of the worst worker
+	RSS         int64   `json:"peak_rss"`
+	ManagerAnon int64   `json:"manager_peak_anon"`
+	ManagerRSS  int64   `json:"manager_peak_rss"`
+	Wasted      int64   `json:"wasted"`              // bytes
+	LateRatio   float64 `json:"late_over_f_d"`       // the slowest late worker's time against F/d
+	SlowLast    float64 `json:"slow_last"`           // when the last slow worker had everything
+	Delay       float64 `json:"others_over_without"` // Last against that of the run without slow workers
 }
 
 // NodeResult is one worker of a run.
@@ -192,6 +197,11 @@ func (r *round) result(began time.Time, size int64, before, after meters) (*Swar
 	for _, u := range r.uplink {
 		run.Uplink = append(run.Uplink, Sample{u.At, u.Done - before.out})
 	}
+	worked, all := after.worked-before.worked, after.processors-before.processors
+	if all > 0 {
+		run.Busy = min(1, worked.Seconds()/all.Seconds())
+		run.Others = max(0, (worked-cpu).Seconds()/all.Seconds())
+	}
 	run.CPU = cpu.Seconds() / (float64(delivered) / 1e9)
 	return run, nil
 }
@@ -243,6 +253,7 @@ func (r *SwarmReport) summarise() {
 			func(x *SwarmFigures) *float64 { return &x.Serving }, func(x *SwarmFigures) *float64 { return &x.EgressPayload },
 			func(x *SwarmFigures) *float64 { return &x.EgressUseful }, func(x *SwarmFigures) *float64 { return &x.EgressWire },
 			func(x *SwarmFigures) *float64 { return &x.CPU }, func(x *SwarmFigures) *float64 { return &x.LateRatio },
+			func(x *SwarmFigures) *float64 { return &x.Busy }, func(x *SwarmFigures) *float64 { return &x.Others },
 			func(x *SwarmFigures) *float64 { return &x.SlowLast }, func(x *SwarmFigures) *float64 { return &x.Delay },
 		} {
 			number(at)

@@ -43,6 +43,9 @@ What it prints:
   into colo       the same for what entered a colo
   CPU-s per GB    processor time of all processes, killed ones too, from the
                   start of the workers, per 10^9 bytes verified
+  processors      how much of the machine was in use, and how much of that was
+                  not by nodes: the bench, the kernel, and whoever else was there;
+                  times are worth little when that is much
   RssAnon, VmHWM  the most memory that a process held, without and with files it
                   had mapped
   wasted          what workers received twice or damaged

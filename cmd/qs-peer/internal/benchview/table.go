@@ -118,6 +118,8 @@ func swarmTable(r *bench.SwarmReport) *term.Table {
 		number(term.Plain, "  frames", copies, func(f *F) float64 { return f.IntoWire[c] })
 	}
 	number(term.Bold, "CPU-s per GB delivered", "%.2f", func(f *F) float64 { return f.CPU })
+	number(term.Plain, "processors busy", "%.0f%%", func(f *F) float64 { return 100 * f.Busy })
+	number(term.Plain, "  not by nodes", "%.0f%%", func(f *F) float64 { return 100 * f.Others })
 	bytes("worker: RssAnon, peak", func(f *F) int64 { return f.Anon })
 	bytes("worker: VmHWM", func(f *F) int64 { return f.RSS })
 	bytes("manager: RssAnon, peak", func(f *F) int64 { return f.ManagerAnon })
