@@ -31,7 +31,7 @@ type Bound struct {
 //	N·F/(u_s + Σu_i)          all copies have to leave somebody
 //	F/l                       a copy has to pass each colo's link, of rate l
 //	N_c·F/(l + Σ_c u_i)       the copies of colo c pass its link or leave its workers
-//	C·F/(u_s + C·l)           the copies that enter C colos leave managers or colos
+//	C·F/(u_s + C·l)           the copies that enter the C colos leave managers or colos
 //
 // The first three are T* of Kumar and Ross (Peer-assisted file distribution: the
 // minimum distribution time, 2006), who show that it can be reached when bits
@@ -45,12 +45,15 @@ func (f *Fluid) Least() Bound {
 	}
 	size := float64(f.Size)
 	source, sourceFree := sum(f.Managers)
-	workers, all, allFree := 0, source, sourceFree
+	workers, colos, all, allFree := 0, 0, source, sourceFree
 	if !sourceFree {
 		add("F/u_s", size, source)
 	}
 	for _, colo := range f.Colos {
-		workers += len(colo)
+		if len(colo) == 0 {
+			continue
+		}
+		workers, colos = workers+len(colo), colos+1
 		uploads := make([]lab.Rate, len(colo))
 		for i, l := range colo {
 			uploads[i] = l.Up
@@ -60,7 +63,7 @@ func (f *Fluid) Least() Bound {
 		}
 		up, free := sum(uploads)
 		all, allFree = all+up, allFree || free
-		if f.Between > 0 && len(colo) > 0 {
+		if f.Between > 0 {
 			add("F/l", size, float64(f.Between))
 			if !free {
 				add("N_c·F/(l + Σ_c u_i)", float64(len(colo))*size, float64(f.Between)+up)
@@ -70,7 +73,7 @@ func (f *Fluid) Least() Bound {
 	if !allFree {
 		add("N·F/(u_s + Σu_i)", float64(workers)*size, all)
 	}
-	if c := float64(len(f.Colos)); f.Between > 0 && !sourceFree {
+	if c := float64(colos); f.Between > 0 && !sourceFree {
 		add("C·F/(u_s + C·l)", c*size, source+c*float64(f.Between))
 	}
 	if len(bounds) == 0 {

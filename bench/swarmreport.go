@@ -3,6 +3,7 @@ package bench
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 )
@@ -45,7 +46,7 @@ type SwarmFigures struct {
 	First   float64 `json:"first"` // when the first worker had every piece verified
 	Middle  float64 `json:"median"`
 	Last    float64 `json:"last"`
-	Ratio   float64 `json:"last_over_t_star"`
+	Ratio   float64 `json:"last_over_t_star,omitempty"`
 	Serving float64 `json:"serving"` // when the last one served
 	// Egress of the managers, in copies: payload as they count it, what workers
 	// verified of it, and frames on their links.
@@ -64,10 +65,10 @@ type SwarmFigures struct {
 	RSS         int64   `json:"peak_rss"`
 	ManagerAnon int64   `json:"manager_peak_anon"`
 	ManagerRSS  int64   `json:"manager_peak_rss"`
-	Wasted      int64   `json:"wasted"`              // bytes
-	LateRatio   float64 `json:"late_over_f_d"`       // the slowest late worker's time against F/d
-	SlowLast    float64 `json:"slow_last"`           // when the last slow worker had everything
-	Delay       float64 `json:"others_over_without"` // Last against that of the run without slow workers
+	Wasted      int64   `json:"wasted"`                        // bytes
+	LateRatio   float64 `json:"late_over_f_d,omitempty"`       // the slowest late worker's time against F/d
+	SlowLast    float64 `json:"slow_last,omitempty"`           // when the last slow worker had everything
+	Delay       float64 `json:"others_over_without,omitempty"` // Last against that of the run without slow workers
 }
 
 // NodeResult is one worker of a run.
@@ -227,51 +228,40 @@ func (r *SwarmReport) summarise() {
 	for i, without := range r.Without {
 		r.Runs[i].Delay = r.Runs[i].Last / without.Last
 	}
-	all := make([]*SwarmFigures, len(r.Runs))
+	figures := make([]SwarmFigures, len(r.Runs))
 	for i, run := range r.Runs {
-		all[i] = &run.SwarmFigures
+		figures[i] = run.SwarmFigures
 	}
-	combine := func(f func(values []float64) float64) (s SwarmFigures) {
-		number := func(at func(*SwarmFigures) *float64) {
-			values := make([]float64, len(all))
-			for i, x := range all {
-				values[i] = *at(x)
-			}
-			*at(&s) = f(values)
+	r.Median, r.Worst = combine(figures, median), combine(figures, slices.Max[[]float64])
+}
+
+// combine applies f to each figure's values in all runs.
+func combine(runs []SwarmFigures, f func(values []float64) float64) (s SwarmFigures) {
+	all := reflect.ValueOf(runs)
+	of := func(at func(run reflect.Value) float64) float64 {
+		values := make([]float64, len(runs))
+		for i := range runs {
+			values[i] = at(all.Index(i))
 		}
-		bytes := func(at func(*SwarmFigures) *int64) {
-			values := make([]float64, len(all))
-			for i, x := range all {
-				values[i] = float64(*at(x))
-			}
-			*at(&s) = int64(f(values))
-		}
-		s.Into, s.IntoWire = make([]float64, r.Colos), make([]float64, r.Colos)
-		for _, at := range []func(*SwarmFigures) *float64{
-			func(x *SwarmFigures) *float64 { return &x.First }, func(x *SwarmFigures) *float64 { return &x.Middle },
-			func(x *SwarmFigures) *float64 { return &x.Last }, func(x *SwarmFigures) *float64 { return &x.Ratio },
-			func(x *SwarmFigures) *float64 { return &x.Serving }, func(x *SwarmFigures) *float64 { return &x.EgressPayload },
-			func(x *SwarmFigures) *float64 { return &x.EgressUseful }, func(x *SwarmFigures) *float64 { return &x.EgressWire },
-			func(x *SwarmFigures) *float64 { return &x.CPU }, func(x *SwarmFigures) *float64 { return &x.LateRatio },
-			func(x *SwarmFigures) *float64 { return &x.Busy }, func(x *SwarmFigures) *float64 { return &x.Others },
-			func(x *SwarmFigures) *float64 { return &x.SlowLast }, func(x *SwarmFigures) *float64 { return &x.Delay },
-		} {
-			number(at)
-		}
-		for c := range r.Colos {
-			number(func(x *SwarmFigures) *float64 { return &x.Into[c] })
-			number(func(x *SwarmFigures) *float64 { return &x.IntoWire[c] })
-		}
-		for _, at := range []func(*SwarmFigures) *int64{
-			func(x *SwarmFigures) *int64 { return &x.Anon }, func(x *SwarmFigures) *int64 { return &x.RSS },
-			func(x *SwarmFigures) *int64 { return &x.ManagerAnon }, func(x *SwarmFigures) *int64 { return &x.ManagerRSS },
-			func(x *SwarmFigures) *int64 { return &x.Wasted },
-		} {
-			bytes(at)
-		}
-		return s
+		return f(values)
 	}
-	r.Median, r.Worst = combine(median), combine(slices.Max[[]float64])
+	result := reflect.ValueOf(&s).Elem()
+	for i := range result.NumField() {
+		switch field := result.Field(i); field.Kind() {
+		case reflect.Float64:
+			field.SetFloat(of(func(run reflect.Value) float64 { return run.Field(i).Float() }))
+		case reflect.Int64:
+			field.SetInt(int64(of(func(run reflect.Value) float64 { return float64(run.Field(i).Int()) })))
+		case reflect.Slice: // a figure of each colo
+			for c := range all.Index(0).Field(i).Len() {
+				v := of(func(run reflect.Value) float64 { return run.Field(i).Index(c).Float() })
+				field.Set(reflect.Append(field, reflect.ValueOf(v)))
+			}
+		default:
+			panic(fmt.Sprintf("a figure of kind %s", field.Kind()))
+		}
+	}
+	return s
 }
 
 // median returns the middle of values, of which there is at least one.
