@@ -93,7 +93,7 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 	}
 	client := NewClient(ClientOptions{Name: name, Download: o.Download})
 	t.Cleanup(client.Close)
-	o.Pieces = client
+	o.Pieces = &counted{PieceClient: client, from: make(map[string]int64)}
 	s, err := NewSwarm(o)
 	if err != nil {
 		t.Fatal(err)

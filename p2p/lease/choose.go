@@ -20,6 +20,9 @@ const (
 	// yieldFor is how long a worker waits, after data came from a cheaper source,
 	// before it asks a dearer one for pieces that are other colos' to bring in.
 	yieldFor = time.Second
+	// settleWithin is how long workers that begin together may take to hear of
+	// each other.
+	settleWithin = 2 * time.Second
 
 	// A worker is lame if it has had a piece for shareWithin without any other getting it from
 	// there, or if it has done less than 1/behindBy of what the others have done of
@@ -35,7 +38,7 @@ const (
 // askable says whether a missing piece can be asked from s now.
 func (p *Plan) askable(i int, s *source, now time.Duration) bool {
 	pc := &p.pieces[i]
-	return !pc.have && pc.asked == nil && now >= pc.retry && s.has(i, now)
+	return !pc.have && pc.asked == nil && now >= pc.retry && p.has(s, i, now)
 }
 
 // own chooses among the pieces that this worker leases: first those that its
@@ -55,6 +58,11 @@ func (p *Plan) own(s *source, now time.Duration) (int, bool) {
 		}
 		class := 0
 		if !first {
+			// Sources do not know of each other's grants, and a young fetch does not know
+			// its fellows: they may be getting the piece where it should be asked.
+			if pc.given || now-p.since < settleWithin {
+				continue
+			}
 			class++
 		}
 		if !pc.home {

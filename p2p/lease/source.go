@@ -47,9 +47,12 @@ type source struct {
 	last     time.Duration // when the last piece came or, if later, the source had nothing to do
 }
 
-func (s *source) has(i int, now time.Duration) bool {
+// has says whether a source is thought to have a piece. While workers that begin
+// together may not know of each other, only complete sources count, about which
+// they agree.
+func (p *Plan) has(s *source, i int, now time.Duration) bool {
 	if !s.Complete {
-		return s.holds[i]
+		return s.holds[i] && now-p.since >= settleWithin
 	}
 	return len(s.denied) == 0 || now >= s.denied[i]
 }
@@ -100,7 +103,7 @@ func (p *Plan) part(i int, s *source, now time.Duration) (cheapest, first bool) 
 	first = true
 	hash := hashPiece(p.snapshot, i)
 	for _, o := range p.sources {
-		if o == s || o.Cost > s.Cost || !o.up() || now < o.pause || !o.has(i, now) {
+		if o == s || o.Cost > s.Cost || !o.up() || now < o.pause || !p.has(o, i, now) {
 			continue
 		}
 		if o.Cost < s.Cost {
