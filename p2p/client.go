@@ -85,6 +85,7 @@ func NewClient(o ClientOptions) *Client {
 	small, pieces := transport(), transport()
 	small.ResponseHeaderTimeout = headerTimeout
 	small.MaxIdleConnsPerHost = 2
+	pieces.ReadBufferSize = pieceBuffer
 	pieces.MaxConnsPerHost, pieces.MaxIdleConnsPerHost = pieceConns, pieceConns
 	return &Client{
 		name:    o.Name,

@@ -119,7 +119,7 @@ func (n *network) close() error {
 }
 
 func (n *network) wrap(nc net.Conn, remote net.Addr) (net.Conn, error) {
-	c := &conn{Conn: nc, network: n, remote: remote}
+	c := &conn{Conn: nc, network: n, remote: remote, waker: newWaker(nc, 0), framing: newFraming()}
 	if id, dialled := remote.(dialName); dialled {
 		c.peer.Store((*torrent.PeerID)(&id))
 	}
@@ -166,6 +166,9 @@ type conn struct {
 	cancel  context.CancelFunc
 	closing sync.Once
 	err     error
+
+	waker   *waker // this and framing are the reader's
+	framing framing
 }
 
 func (c *conn) RemoteAddr() net.Addr { return c.remote }
@@ -202,7 +205,9 @@ func (c *conn) Write(p []byte) (int, error) {
 // TCP.
 func (c *conn) Read(p []byte) (int, error) {
 	download := c.network.swarm.o.Download
+	c.waker.expect(c.framing.rest)
 	n, err := c.Conn.Read(p[:min(len(p), download.chunk())])
+	c.framing.advance(p[:n])
 	if n > 0 {
 		if werr := download.Wait(c.ctx, download.ownClass(), n); werr != nil && err == nil {
 			err = net.ErrClosed

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +24,8 @@ const (
 	stallTimeout = 10 * time.Second
 	// readChunk is about how much of a piece is read at once.
 	readChunk = 256 << 10
+	// pieceBuffer is for the headers; a piece goes past it.
+	pieceBuffer = 4 << 10
 )
 
 var errStalled = fmt.Errorf("%w: it sent nothing for %v", errTimeout, stallTimeout)
@@ -51,6 +54,10 @@ func (c *Client) piece(ctx context.Context, addr, path string, buf []byte) error
 	defer c.sources.put(addr, src)
 	defer src.watch(cancel)()
 
+	var waker *waker
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(i httptrace.GotConnInfo) { waker = newWaker(i.Conn, pieceBuffer) },
+	})
 	resp, err := c.get(ctx, c.pieces, addr, path, nil, txlog.DatasetID{})
 	if err != nil {
 		return err
@@ -60,6 +67,7 @@ func (c *Client) piece(ctx context.Context, addr, path string, buf []byte) error
 		return err
 	}
 	for len(buf) > 0 {
+		waker.expect(int64(len(buf)))
 		n, err := resp.Body.Read(buf[:min(len(buf), readChunk, c.budget.chunk())])
 		if n > 0 {
 			buf = buf[n:]
@@ -69,6 +77,7 @@ func (c *Client) piece(ctx context.Context, addr, path string, buf []byte) error
 			return because(ctx, within(err))
 		}
 	}
+	waker.expect(0)
 	// The connection is used again only if the end was seen.
 	if n, err := resp.Body.Read(make([]byte, 1)); n > 0 || err != io.EOF {
 		return because(ctx, errors.Join(err, fmt.Errorf("%w: no end after the piece", ErrProtocol)))
