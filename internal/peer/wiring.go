@@ -188,6 +188,10 @@ func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() 
 	}
 }
 
+// followGap is the least time between two looks at the fleet: while a thousand
+// nodes fetch, something changes all the time.
+const followGap = 100 * time.Millisecond
+
 // followSwarm keeps the swarm's list of peers as gossip has it.
 func followSwarm(ctx context.Context, f *fleet, swarm *p2p.Swarm) {
 	var known []p2p.Peer
@@ -200,6 +204,9 @@ func followSwarm(ctx context.Context, f *fleet, swarm *p2p.Swarm) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
+			return
+		}
+		if !pause(ctx, followGap) {
 			return
 		}
 	}
