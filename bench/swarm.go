@@ -40,6 +40,8 @@ type Progress interface {
 	Step(what string)
 	// Advance says how far the workers of this step are, from 0 to 1 each.
 	Advance(done []float64)
+	// Result says what came of this step.
+	Result(what string)
 }
 
 // OptionError is an option that makes no sense, alone or with the others.
@@ -185,6 +187,7 @@ func Swarm(ctx context.Context, o SwarmOptions) (_ *SwarmReport, err error) {
 			if err != nil {
 				return nil, err
 			}
+			o.Progress.Result(run.String())
 			report.Without = append(report.Without, run)
 		}
 		o.Progress.Step(fmt.Sprintf("run %d of %d", i+1, o.Runs))
@@ -192,6 +195,7 @@ func Swarm(ctx context.Context, o SwarmOptions) (_ *SwarmReport, err error) {
 		if err != nil {
 			return nil, err
 		}
+		o.Progress.Result(run.String())
 		report.Runs = append(report.Runs, run)
 	}
 	report.summarise()

@@ -41,6 +41,15 @@ type SwarmRun struct {
 	Uplink []Sample      `json:"manager_uplink"` // frames that had left the managers
 }
 
+// String tells the run in a few words.
+func (r *SwarmRun) String() string {
+	s := fmt.Sprintf("the last is complete after %.2fs", r.Last)
+	if r.Ratio > 0 {
+		s += fmt.Sprintf(", %.3f × T*", r.Ratio)
+	}
+	return s + fmt.Sprintf("; the managers sent %.3f copies", r.EgressPayload)
+}
+
 // SwarmFigures are what a run comes to. 0 is where a figure does not apply.
 type SwarmFigures struct {
 	First   float64 `json:"first"` // when the first worker had every piece verified

@@ -15,6 +15,7 @@ import (
 type Progress struct {
 	ctx   context.Context
 	out   io.Writer
+	step  string
 	meter *term.Meter
 }
 
@@ -26,6 +27,7 @@ const meterSteps = 1000
 // Step implements bench.Progress.
 func (p *Progress) Step(what string) {
 	p.Close()
+	p.step = what
 	if term.Is(p.out) {
 		p.meter = term.NewMeter(p.ctx, p.out, what, meterSteps)
 		return
@@ -42,7 +44,17 @@ func (p *Progress) Advance(done []float64) {
 	for _, d := range done {
 		least, sum = min(least, d), sum+d
 	}
-	p.meter.Set(int64(sum/float64(len(done))*meterSteps), "%.1fs, the last at %.0f%%", p.meter.Elapsed().Seconds(), 100*least)
+	note := fmt.Sprintf("%.1fs", p.meter.Elapsed().Seconds())
+	if len(done) > 1 {
+		note += fmt.Sprintf(", the last at %.0f%%", 100*least)
+	}
+	p.meter.Set(int64(sum/float64(len(done))*meterSteps), "%s", note)
+}
+
+// Result implements bench.Progress.
+func (p *Progress) Result(what string) {
+	p.Close()
+	fmt.Fprintf(p.out, "%s: %s\n", p.step, what)
 }
 
 // Close takes away what is shown. It may be called twice.
