@@ -76,6 +76,7 @@ func (n *node) flags(cmd *cobra.Command) {
 	if o.Role == gossip.Manager {
 		f.Var(&n.egress, "egress-rate", "send snapshots at most so fast, like 20MB/s, within --upload-rate; 0 is no limit (default 0)")
 	}
+	f.StringSliceVar(&o.Sources, "sources", []string{"other-colos", "managers"}, "ask these for the parts of a snapshot that no worker of the colo has, the cheapest first")
 	f.Var(&n.upload, "upload-rate", "send to peers at most so fast, like 20MB/s, log entries first; 0 is no limit (default 0)")
 	f.Var(&n.download, "download-rate", "receive from peers at most so fast, like 20MB/s, log entries first; 0 is no limit (default 0)")
 	f.StringVar(&n.logLevel, "log-level", "info", "log debug, info, warn or error, and what is graver")

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/p2p"
 )
 
 // Where a node listens when an address is left empty.
@@ -52,6 +54,10 @@ type Options struct {
 	// KeepSnapshots is how many snapshots a manager keeps and seeds. Default
 	// DefaultKeepSnapshots. The log reaches back to the oldest of them.
 	KeepSnapshots int
+	// Sources are who is asked for the parts of a snapshot that this node's colo lacks,
+	// the cheapest first: "other-colos" (their workers), "managers" or both.
+	// Default: both, in this order.
+	Sources []string
 	// Rates are in bytes per second. 0: no limit. UploadRate and DownloadRate are
 	// of all that goes to and comes from peers but gossip, EgressRate is of the
 	// pieces that a manager sends, and MintRate of the snapshots it writes.
@@ -116,6 +122,8 @@ func (o *Options) validate(ctx context.Context) error {
 		return fmt.Errorf("--keep-snapshots %d: a manager keeps at least one snapshot", o.KeepSnapshots)
 	case o.SnapshotEvery < 0:
 		return fmt.Errorf("--snapshot-every %v is negative", o.SnapshotEvery)
+	case sourcesError(o.Sources) != nil:
+		return sourcesError(o.Sources)
 	case min(o.UploadRate, o.DownloadRate, o.EgressRate, o.MintRate) < 0:
 		return errors.New("a rate is negative: rates are in bytes per second, 0 for no limit")
 	case o.Role == gossip.Worker && o.EgressRate > 0:
@@ -178,4 +186,16 @@ func isLoopback(ctx context.Context, host string) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// sources are the words for whom a node asks.
+var sources = map[string]p2p.Source{"other-colos": p2p.FromOtherColos, "managers": p2p.FromManagers}
+
+func sourcesError(words []string) error {
+	for i, w := range words {
+		if _, ok := sources[w]; !ok || slices.Contains(words[:i], w) {
+			return fmt.Errorf("--sources %q: want other-colos, managers or both, the cheapest first, each once", strings.Join(words, ","))
+		}
+	}
+	return nil
 }

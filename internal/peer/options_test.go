@@ -30,6 +30,8 @@ func TestOptionsValidate(t *testing.T) {
 		{"keeps nothing", func(o *Options) { o.KeepSnapshots = -1 }, []string{"--keep-snapshots"}},
 		{"negative rate", func(o *Options) { o.MintRate = -1 }, []string{"rate"}},
 		{"negative interval", func(o *Options) { o.SnapshotEvery = -1 }, []string{"--snapshot-every"}},
+		{"unknown source", func(o *Options) { o.Sources = []string{"managers", "tracker"} }, []string{"--sources", "other-colos"}},
+		{"source twice", func(o *Options) { o.Sources = []string{"managers", "managers"} }, []string{"--sources", "once"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			o := Options{Data: "d", Name: "n", Role: gossip.Manager}

@@ -54,8 +54,12 @@ func (w *wiring) transfer() error {
 	w.download = budget("download", w.o.DownloadRate, nil)
 	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg})
 	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
+	var order []p2p.Source
+	for _, word := range w.o.Sources {
+		order = append(order, sources[word])
+	}
 	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
-		Name: w.o.Name, Colo: w.o.Colo, Pieces: w.client, Listener: w.ls.take(&w.ls.swarm), Upload: pieces, Download: w.download,
+		Name: w.o.Name, Colo: w.o.Colo, Pieces: w.client, Sources: order, Listener: w.ls.take(&w.ls.swarm), Upload: pieces, Download: w.download,
 		Logger: w.logger("swarm"), Registerer: w.reg,
 	})
 	if err != nil {
