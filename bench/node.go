@@ -84,7 +84,7 @@ func (n *swarmNode) count() error {
 	return errors.Join(err, forgetPeak(n.node.PID()))
 }
 
-// weigh notes what memory the node's process holds.
+// weigh notes what memory the node's process holds. The caller holds mu.
 func (n *swarmNode) weigh() {
 	m := processMemory(n.node.PID())
 	n.mem.anon, n.mem.peak = max(n.mem.anon, m.anon), max(n.mem.peak, m.peak)
@@ -148,7 +148,7 @@ func (n *swarmNode) watch(ctx context.Context, changed func()) error {
 			if dead {
 				return errKilled
 			}
-			return fmt.Errorf("%s ended by itself; the end of its log:\n%s", n.name, n.node.Tail(12))
+			return fmt.Errorf("it ended by itself; the end of its log:\n%s", n.node.Tail(12))
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -194,7 +194,7 @@ func (r *round) distribute(ctx context.Context, snap *minted, began time.Time) e
 		defer tick.Stop()
 		for {
 			held, served := r.look(snap.Size)
-			if err := r.sampleUplink(time.Since(began)); err != nil {
+			if err := r.sampleManagers(time.Since(began)); err != nil {
 				return err
 			}
 			plot = act(plot, held)
@@ -220,10 +220,16 @@ func (r *round) distribute(ctx context.Context, snap *minted, began time.Time) e
 	return err
 }
 
-// sampleUplink notes what the managers have sent, as often as workers are asked.
-func (r *round) sampleUplink(now time.Duration) error {
+// sampleManagers notes what the managers have sent, and the memory they hold, as
+// often as workers are asked.
+func (r *round) sampleManagers(now time.Duration) error {
 	if n := len(r.uplink); n > 0 && now.Seconds()-r.uplink[n-1].At < lookEvery.Seconds() {
 		return nil
+	}
+	for _, m := range r.managers {
+		m.mu.Lock()
+		m.weigh()
+		m.mu.Unlock()
 	}
 	f, err := r.frames()
 	r.uplink = append(r.uplink, Sample{At: now.Seconds(), Done: f.out})

@@ -88,7 +88,7 @@ docs/bench/sim.md. The same seed gives the same figures.`,
 	f.IntVar(&o.Late, "join-late", 0, "so many workers more start when the others hold half (default 0)")
 	f.IntVar(&o.Slow, "slow", 0, "so many of the workers have a tenth of --rate (default 0)")
 	f.Uint64Var(&o.Seed, "seed", 1, "of everything that is random")
-	f.StringVar(&like, "like", "", "simulate what 'bench swarm --json' measured and put into this `file`, and compare; other flags but --seed do not apply")
+	f.StringVar(&like, "like", "", "simulate what 'bench swarm --json' measured and put into this `file`, and compare; other flags but --seed do not apply (default none)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object with all figures (default false)")
 	return cmd
 }

@@ -96,7 +96,7 @@ It needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.`,
 				return fmt.Errorf("%w: run it with sudo, or in a container that has these two", err)
 			}
 			if err != nil {
-				return err
+				return sayLastWords(cmd.ErrOrStderr(), err)
 			}
 			if svg != "" {
 				if err := os.WriteFile(svg, report.Curve(), 0o644); err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -170,4 +171,48 @@ func copyFile(to, from string) (err error) {
 	}
 	_, err = io.Copy(dst, src)
 	return errors.Join(err, dst.Close())
+}
+
+// A worker that dies by itself ends the bench, with its name and last words.
+func TestBenchTellsWhoDied(t *testing.T) {
+	if err := lab.Permitted(); err != nil {
+		t.Skip(err)
+	}
+	bin, err := exec.LookPath("qs-peer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	var out bytes.Buffer
+	cmd := exec.Command(bin, "bench", "swarm", "--workers", "2", "--size", "8MiB", "--rate", "2mbit", "--runs", "1", "--dir", dir)
+	cmd.Stderr = &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	var addrs []string
+	soon(t, "w2 runs", func() bool {
+		addrs = glob(t, dir+"/*/*/w2/addrs.json")
+		return len(addrs) == 1
+	})
+	text, err := os.ReadFile(addrs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var node struct{ PID int }
+	if err := json.Unmarshal(text, &node); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(node.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if last := lines[len(lines)-1]; cmd.ProcessState.ExitCode() != exitFailed || !strings.HasPrefix(last, "qs-peer: w2: ") || !strings.Contains(last, " ended ") ||
+		!strings.Contains(out.String(), "level=INFO") {
+		t.Errorf("exit status %d:\n%s", cmd.ProcessState.ExitCode(), out.String())
+	}
+	if left := glob(t, dir+"/*"); len(left) > 0 {
+		t.Errorf("left are %q", left)
+	}
 }

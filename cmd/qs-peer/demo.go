@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -68,18 +67,11 @@ matched.`,
 	return cmd
 }
 
-// demoFailed shows a failed node's last words, the lines of err after the first,
-// as they are, and returns the first with a hint.
+// demoFailed returns err with a hint.
 func demoFailed(w io.Writer, err error, kept bool) error {
-	message, words, found := strings.Cut(err.Error(), "\n")
-	if found {
-		fmt.Fprintln(w, words)
-	}
-	if errors.Is(err, context.Canceled) {
+	err = sayLastWords(w, err)
+	if kept || errors.Is(err, context.Canceled) {
 		return err
 	}
-	if kept {
-		return errors.New(message)
-	}
-	return fmt.Errorf("%s (--keep leaves the nodes' logs)", message)
+	return fmt.Errorf("%w (--keep leaves the nodes' logs)", err)
 }

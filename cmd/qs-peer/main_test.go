@@ -162,13 +162,16 @@ func TestEveryCommandHasAScript(t *testing.T) {
 
 // The help text of every flag says its default.
 func TestHelpSaysEveryDefault(t *testing.T) {
-	for _, cmd := range newRoot().Commands() {
-		if cmd.GroupID == "" {
+	commands := newRoot().Commands()
+	for i := 0; i < len(commands); i++ {
+		cmd := commands[i]
+		commands = append(commands, cmd.Commands()...)
+		if cmd.GroupID == "" && !cmd.Parent().HasParent() {
 			continue // cobra's own
 		}
 		for line := range strings.Lines(cmd.LocalFlags().FlagUsages()) {
 			if !strings.Contains(line, "(default") && !strings.Contains(line, "(required)") && !strings.Contains(line, "--help") {
-				t.Errorf("%s: no default: %s", cmd.Name(), strings.TrimSpace(line))
+				t.Errorf("%s: no default: %s", cmd.CommandPath(), strings.TrimSpace(line))
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -142,4 +143,15 @@ func badValue(flag *pflag.Flag, value string, err error) error {
 		return fmt.Errorf("%q: want a duration with a unit, like 30s, 10m or 1h30m", value)
 	}
 	return err
+}
+
+// sayLastWords writes to w what a failed node said last, the lines of err after
+// the first, as they are, and returns the first.
+func sayLastWords(w io.Writer, err error) error {
+	message, words, found := strings.Cut(err.Error(), "\n")
+	if !found {
+		return err
+	}
+	fmt.Fprintln(w, words)
+	return errors.New(message)
 }
