@@ -213,7 +213,9 @@ func (c *Client) Manifest(ctx context.Context, addr string, h chunker.InfoHash) 
 	return b, nil
 }
 
-// Torrent fetches a snapshot's metainfo and checks that it has that infohash.
+// Torrent fetches a snapshot's metainfo and checks that it has that infohash,
+// which does not cover the list of SHA-256s: compare the piece root with the
+// manifest's before using it.
 func (c *Client) Torrent(ctx context.Context, addr string, h chunker.InfoHash) (*chunker.Torrent, error) {
 	t, err := c.torrent(ctx, addr, h)
 	if err != nil {
