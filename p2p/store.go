@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash"
 	"os"
-	"slices"
 	"sync"
 
 	"github.com/anacrolix/torrent"
@@ -265,17 +264,6 @@ func (s *store) put(i int, data []byte, from torrent.PeerID) (good bool, err err
 	s.watcher.pieceArrived(i, from, true, missing)
 	s.mark(i, true)
 	return true, nil
-}
-
-// readPiece reads a good piece into buf, which is grown if need be. It returns
-// false if the piece is not good, or can not be read any more.
-func (s *store) readPiece(i int, buf []byte) ([]byte, bool) {
-	if !s.isGood(i) {
-		return nil, false
-	}
-	buf = slices.Grow(buf[:0], int(s.torrent.PieceSize(i)))[:s.torrent.PieceSize(i)]
-	n, _ := storePiece{s, i}.ReadAt(buf, 0)
-	return buf, n == len(buf)
 }
 
 // MarkComplete and MarkNotComplete tell the client's opinion: SelfHash formed

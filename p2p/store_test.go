@@ -324,25 +324,25 @@ func TestPutReportsTheDisk(t *testing.T) {
 	s.witness.expect(t, "failed: write piece 0: write f: no space left on device")
 }
 
-func TestReadPiece(t *testing.T) {
+// TestReadCutShort reads pieces of a file that somebody cuts short.
+func TestReadCutShort(t *testing.T) {
 	s := newStoreUnderTest(t, newPayload(t, 3*64<<10+100), durable.OS)
-	if _, ok := s.readPiece(3, nil); ok {
-		t.Error("a missing piece was read")
-	}
-	var buf []byte
+	buf := make([]byte, 64<<10)
 	for i := range s.store.torrent.Pieces() {
 		s.put(t, i, s.of(i), sourceA, true)
-		var ok bool
-		if buf, ok = s.readPiece(i, buf); !ok || !slices.Equal(buf, s.of(i)) {
-			t.Errorf("piece %d read as %d bytes, %t", i, len(buf), ok)
+		if n, err := s.piece(i).ReadAt(buf[:len(s.of(i))], 0); err != nil || !slices.Equal(buf[:n], s.of(i)) {
+			t.Errorf("piece %d read as %d bytes, %v", i, n, err)
 		}
 	}
 	s.witness.heard = nil
 	if err := os.Truncate(s.path, 2*64<<10); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := s.readPiece(2, buf); ok || s.isGood(2) || s.isGood(3) || !s.isGood(1) {
-		t.Error("a piece that is gone was read, or is still good")
+	if n, err := s.piece(2).ReadAt(buf, 0); n != 0 || err == nil {
+		t.Errorf("a piece that is gone was read: %d bytes, %v", n, err)
+	}
+	if s.isGood(2) || s.isGood(3) || !s.isGood(1) {
+		t.Errorf("good: %v", s.good)
 	}
 	s.witness.expect(t, "damaged")
 }
