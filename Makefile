@@ -60,7 +60,7 @@ bench: setup-test build
 	$(BENCH) -bench '^Benchmark(Stream|Swarm8)$$' -benchtime 1x ./p2p
 
 # How fast a colo of empty workers is rebuilt, on links of given rates: writes
-# docs/bench/swarm.md and its pictures. Needs root; about half an hour.
+# docs/bench/swarm.md and its pictures. Needs root; about 40 minutes with RUNS=5.
 RUNS ?= 5
 bench-swarm: build
 	.ci/bench-swarm $(CURDIR)/$(BIN) docs/bench $(RUNS)
