@@ -293,7 +293,7 @@ func (f *fleet) hearOfAll() {
 			}
 			n.plan.SetFetchers(fetchers, colos)
 			n.gates = n.gates[:0]
-			for _, id := range graph.Gateways(f.hash, n.id, everybody, f.o.Gateways) {
+			for _, id := range graph.Gateways(f.hash, f.colos[c].name, everybody, f.o.Gateways) {
 				n.gates = append(n.gates, at[id])
 			}
 			f.setSources(w)
