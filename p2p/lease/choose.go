@@ -17,9 +17,11 @@ const (
 	// stuckAfter is how long nothing may come from the colo while it has what is
 	// missing.
 	stuckAfter = 4 * time.Second
-	// yieldFor is how long a worker waits, after data came from a cheaper source,
-	// before it asks a dearer one for pieces that are other colos' to bring in.
-	yieldFor = time.Second
+	// yieldFor is how long nothing may come from cheaper sources before the colo that is next
+	// in rank asks a dearer one for a piece that another colo was to bring in, and the one
+	// after it waits as long again, up to yieldMost times.
+	yieldFor  = 2 * time.Second
+	yieldMost = 6
 	// settleWithin is how long workers that begin together may take to hear of
 	// each other.
 	settleWithin = 2 * time.Second
@@ -46,10 +48,10 @@ func (p *Plan) askable(i int, s *source, now time.Duration) bool {
 func (p *Plan) own(s *source, now time.Duration) (int, bool) {
 	const none = 4
 	best, bestClass := 0, none
-	yield := p.cheaper(s) && now-p.cheap < yieldFor
+	turn := p.turn(s, now)
 	for _, i := range p.lacking(&p.table.fetchers[p.table.me]) {
 		pc := &p.pieces[i]
-		if pc.seen > 0 || yield && !pc.home || !p.askable(int(i), s, now) {
+		if pc.seen > 0 || pc.colo > turn || !p.askable(int(i), s, now) {
 			continue
 		}
 		cheapest, first := p.part(int(i), s, now)
@@ -65,7 +67,7 @@ func (p *Plan) own(s *source, now time.Duration) (int, bool) {
 			}
 			class++
 		}
-		if !pc.home {
+		if pc.colo > 0 {
 			class += 2
 		}
 		if class < bestClass {
@@ -76,6 +78,15 @@ func (p *Plan) own(s *source, now time.Duration) (int, bool) {
 		}
 	}
 	return best, bestClass < none
+}
+
+// turn returns up to which rank of this colo a piece may be asked from s. There is
+// no limit if s is among the cheapest that work.
+func (p *Plan) turn(s *source, now time.Duration) int8 {
+	if !p.cheaper(s) {
+		return yieldMost
+	}
+	return int8(min((now-p.cheap)/yieldFor, yieldMost))
 }
 
 // lame says whether this worker's link is slow while others' are not: what it gets
@@ -137,7 +148,7 @@ func (p *Plan) takeover(s *source, now time.Duration) (int, bool) {
 	if now < s.idle {
 		return 0, false
 	}
-	t := &p.table
+	t, turn := &p.table, p.turn(s, now)
 	var victims []*fetcher
 	for j := range t.fetchers {
 		if f := &t.fetchers[j]; j != t.me && f.from < len(f.pieces) {
@@ -154,7 +165,7 @@ func (p *Plan) takeover(s *source, now time.Duration) (int, bool) {
 	var candidates []int
 	for _, f := range victims {
 		for _, i := range slices.Backward(p.lacking(f)) {
-			if p.pieces[i].seen > 0 || !p.askable(int(i), s, now) {
+			if pc := &p.pieces[i]; pc.seen > 0 || pc.colo > turn || !p.askable(int(i), s, now) {
 				continue
 			}
 			if cheapest, first := p.part(int(i), s, now); cheapest && first {

@@ -52,7 +52,7 @@ type Plan struct {
 
 	since    time.Duration // of the first call that told the time
 	started  bool
-	cheap    time.Duration // when a source that is not the dearest last delivered a piece
+	cheap    time.Duration // when the colo last got a piece that another colo was to bring in
 	arrivals arrivals      // pieces that came from the colo
 	active   time.Duration // when data last came from the colo
 	unshared []received    // pieces from sources that no other worker was seen to have, and maybe others
@@ -66,7 +66,7 @@ type Plan struct {
 // piece is what is known of one.
 type piece struct {
 	have   bool
-	home   bool          // this colo is the one to bring it in
+	colo   int8          // rank of this colo among those that fetch, at most yieldMost; 0: it is to bring the piece in
 	given  bool          // a source said that it gave it to another worker of the colo
 	why    int8          // the Reason of the last request
 	holder int32         // index in table.fetchers of the first in rank
@@ -95,9 +95,6 @@ func NewPlan(worker, colo string, infoHash [20]byte, pieces int) *Plan {
 		self:     hashName("qs-fetcher-v1", worker),
 		colo:     hashName("qs-colo-v1", colo),
 		pieces:   make([]piece, pieces), missing: pieces,
-	}
-	for i := range p.pieces {
-		p.pieces[i].home = true
 	}
 	p.SetFetchers(nil, nil)
 	return p
@@ -150,6 +147,9 @@ func (p *Plan) Seen(i, workers int, now time.Duration) {
 		pc.seenAt = now
 		if !pc.have {
 			p.progress = now
+			if pc.colo > 0 {
+				p.cheap = now
+			}
 		}
 	}
 	pc.seen = int32(workers)

@@ -106,7 +106,7 @@ func (p *Plan) share(hashes []uint64) {
 	}
 }
 
-// settle finds the pieces of which this colo is the home.
+// settle finds this colo's rank for each piece.
 func (p *Plan) settle(colos []uint64) {
 	if slices.Equal(p.table.colos, colos) {
 		return
@@ -115,7 +115,15 @@ func (p *Plan) settle(colos []uint64) {
 	for i := range p.pieces {
 		hash := hashPiece(p.snapshot, i)
 		own := score(p.colo, hash)
-		p.pieces[i].home = !slices.ContainsFunc(colos, func(c uint64) bool { return score(c, hash) > own })
+		rank := int8(0)
+		for _, c := range colos {
+			if score(c, hash) > own {
+				if rank++; rank == yieldMost {
+					break
+				}
+			}
+		}
+		p.pieces[i].colo = rank
 	}
 }
 

@@ -120,7 +120,7 @@ func TestSharesAreEven(t *testing.T) {
 		p := NewPlan("w0", c, [20]byte{3}, 1024)
 		p.SetFetchers(nil, names("c", 4))
 		for i := range p.pieces {
-			if p.pieces[i].home {
+			if p.pieces[i].colo == 0 {
 				home++
 			}
 		}
