@@ -22,6 +22,9 @@ const (
 	// after it waits as long again, up to yieldMost times.
 	yieldFor  = 2 * time.Second
 	yieldMost = 6
+	// ripenFor is how long a piece that other colos begin to have is left to its holder, who
+	// may hear of it later.
+	ripenFor = 3 * time.Second
 	// settleWithin is how long workers that begin together may take to hear of
 	// each other.
 	settleWithin = 2 * time.Second
@@ -165,7 +168,7 @@ func (p *Plan) takeover(s *source, now time.Duration) (int, bool) {
 	var candidates []int
 	for _, f := range victims {
 		for _, i := range slices.Backward(p.lacking(f)) {
-			if pc := &p.pieces[i]; pc.seen > 0 || pc.colo > turn || !p.askable(int(i), s, now) {
+			if pc := &p.pieces[i]; pc.seen > 0 || pc.colo > turn || now < pc.ripe || !p.askable(int(i), s, now) {
 				continue
 			}
 			if cheapest, first := p.part(int(i), s, now); cheapest && first {

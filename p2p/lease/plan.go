@@ -50,6 +50,7 @@ type Plan struct {
 	table   table
 	sources []*source
 
+	now      time.Duration // as last told
 	since    time.Duration // of the first call that told the time
 	started  bool
 	cheap    time.Duration // when the colo last got a piece that another colo was to bring in
@@ -75,6 +76,7 @@ type piece struct {
 	asked  *source       // nil if no source is being asked
 	seenAt time.Duration // since when seen is not 0
 	retry  time.Duration // not to be asked before
+	ripe   time.Duration // nobody else takes it over before
 }
 
 // received is a piece that came from a source.
@@ -157,6 +159,7 @@ func (p *Plan) Seen(i, workers int, now time.Duration) {
 }
 
 func (p *Plan) tick(now time.Duration) {
+	p.now = now
 	if !p.started {
 		p.started, p.since, p.cheap = true, now, now
 	}
@@ -273,9 +276,16 @@ func (p *Plan) SetSources(list []Source) {
 
 // Holds says which pieces a source that is not complete has.
 func (p *Plan) Holds(sourceName string, pieces []bool) {
-	if s := p.source(sourceName); s != nil && len(pieces) == len(p.pieces) {
-		s.holds = append(s.holds[:0], pieces...)
+	s := p.source(sourceName)
+	if s == nil || len(pieces) != len(p.pieces) {
+		return
 	}
+	for i, holds := range pieces {
+		if pc := &p.pieces[i]; holds && !s.Complete && pc.ripe == 0 {
+			pc.ripe = p.now + ripenFor
+		}
+	}
+	s.holds = append(s.holds[:0], pieces...)
 }
 
 // Window returns how many requests a source should be sent at a time.
