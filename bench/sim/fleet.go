@@ -248,7 +248,7 @@ func (f *fleet) join(w int32) {
 	f.left++
 	f.stale = true
 	f.agenda.add(f.now+time.Duration(f.rand.Int64N(int64(tick)))+f.o.Far, look, w, 0)
-	if f.o.Gateways > 0 && f.o.Colos > 1 {
+	if f.o.Colos > 1 && !f.o.Isolated {
 		f.agenda.add(f.now+time.Duration(f.rand.Int64N(int64(f.o.Poll))), polled, w, 0)
 	}
 }
@@ -267,35 +267,36 @@ func (f *fleet) hearOfAll() {
 			colos = append(colos, f.colos[c].name)
 		}
 	}
-	everybody := make(map[string][]graph.ID)
-	at := make(map[graph.ID]int32)
+	named := make(map[string]int32)
 	for c := range f.colos {
 		for _, w := range f.colos[c].workers {
-			id := f.nodes[w].id
-			everybody[f.colos[c].name] = append(everybody[f.colos[c].name], id)
-			at[id] = w
+			named[f.nodes[w].name] = w
 		}
 	}
 	for c := range f.colos {
 		workers := f.colos[c].workers
-		ids := everybody[f.colos[c].name]
-		delete(everybody, f.colos[c].name)
 		var fetchers []string
+		ids := make([]graph.ID, 0, len(workers))
+		at := make(map[graph.ID]int32, len(workers))
 		for _, w := range workers {
-			if f.nodes[w].missing > 0 {
-				fetchers = append(fetchers, f.nodes[w].name)
+			n := &f.nodes[w]
+			if n.missing > 0 {
+				fetchers = append(fetchers, n.name)
 			}
+			ids = append(ids, n.id)
+			at[n.id] = w
 		}
+		if len(fetchers) == 0 {
+			continue
+		}
+		gates := f.gateways(int32(c), named)
 		for k, w := range workers {
 			n := &f.nodes[w]
 			if n.missing == 0 {
 				continue
 			}
 			n.plan.SetFetchers(fetchers, colos)
-			n.gates = n.gates[:0]
-			for _, id := range graph.Gateways(f.hash, f.colos[c].name, everybody, f.o.Gateways) {
-				n.gates = append(n.gates, at[id])
-			}
+			n.gates = gates
 			f.setSources(w)
 			others := append(append([]graph.ID{}, ids[:k]...), ids[k+1:]...)
 			order, want := graph.Order(f.hash, n.id, others)
@@ -304,8 +305,28 @@ func (f *fleet) hearOfAll() {
 			}
 			f.look(w)
 		}
-		everybody[f.colos[c].name] = ids
 	}
+}
+
+// gateways returns which workers of other colos a colo asks.
+func (f *fleet) gateways(own int32, named map[string]int32) (gates []int32) {
+	if f.o.Isolated {
+		return nil
+	}
+	var others []lease.Candidate
+	for c := range f.colos {
+		if int32(c) == own {
+			continue
+		}
+		for _, w := range f.colos[c].workers {
+			n := &f.nodes[w]
+			others = append(others, lease.Candidate{Name: n.name, Colo: f.colos[c].name, Complete: n.missing == 0})
+		}
+	}
+	for _, name := range lease.Gateways(f.colos[own].name, others) {
+		gates = append(gates, named[name])
+	}
+	return gates
 }
 
 // requested takes a neighbour's request.
@@ -338,6 +359,7 @@ func (f *fleet) verified(id, piece int32) {
 		if n.missing == 0 {
 			n.done = f.now
 			f.left--
+			f.stale = true
 		}
 		f.milestones()
 	}

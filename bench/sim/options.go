@@ -31,8 +31,8 @@ type Options struct {
 	KillManager  bool    // all managers die once the workers hold a copy together
 	LoseManager  bool    // the first manager dies once they hold half of one
 
-	Gateways int           // workers of other colos that each worker may ask
-	Poll     time.Duration // how often it hears what they hold; default 500 ms
+	Isolated bool          // colos ask only managers
+	Poll     time.Duration // how often a worker hears what those of other colos that it asks hold; default 500 ms
 	Gossip   time.Duration // until a join or a death is known to all; default 1 s
 	Sending  int           // pieces that a source sends at once; default no limit
 	Startup  time.Duration // from a worker's start until it asks for anything
@@ -82,8 +82,6 @@ func (o *Options) validate() error {
 		return wrong("kill-fraction", "%v: want 0 to less than 1", o.KillFraction)
 	case o.LoseManager && o.Managers < 2:
 		return wrong("lose-manager", "there is %d: want at least 2", o.Managers)
-	case o.Gateways < 0 || o.Gateways > 16:
-		return wrong("gateways", "%d: want 0 to 16", o.Gateways)
 	case o.Latency < 0 || o.Far < 0 || o.Latency > time.Second || o.Far > time.Second:
 		return wrong("latency", "%v: want 0 to 1s", max(o.Latency, o.Far))
 	}

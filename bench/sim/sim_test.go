@@ -48,8 +48,11 @@ func TestBars(t *testing.T) {
 		{"one of two managers is killed", func(o *Options) { o.Managers, o.LoseManager = 2, true }, 1.25, 1.15},
 		{"the manager is killed after a copy", func(o *Options) { o.KillManager = true }, 1.30, 1.02},
 		{"one is slow", func(o *Options) { o.Slow = 1 }, 1.20, 1.10},
+		{"twelve colos before a fast manager", func(o *Options) {
+			o.Workers, o.Colos, o.ManagerRate, o.Size = 120, 12, 10*o.Rate, 32<<20
+		}, 1.50, 1.20},
 		{"two colos, thin links", func(o *Options) {
-			o.Colos, o.Between, o.Gateways = 2, o.Rate/5, defaultTestGateways
+			o.Colos, o.Between = 2, o.Rate/5
 		}, 1.20, 2.1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -68,8 +71,6 @@ func TestBars(t *testing.T) {
 		})
 	}
 }
-
-const defaultTestGateways = 4
 
 func TestLateJoiner(t *testing.T) {
 	o := plain(8)
@@ -121,7 +122,6 @@ func TestOptions(t *testing.T) {
 		"size":           func(o *Options) { o.Size = 0 },
 		"kill-fraction":  func(o *Options) { o.KillFraction = 1 },
 		"lose-manager":   func(o *Options) { o.LoseManager = true },
-		"gateways":       func(o *Options) { o.Gateways = 17 },
 		"latency":        func(o *Options) { o.Latency = time.Minute },
 	} {
 		o := plain(8)

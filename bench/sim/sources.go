@@ -50,7 +50,7 @@ func (f *fleet) setSources(w int32) {
 		}
 	}
 	for _, g := range n.gates {
-		add(g, costOtherColos, false)
+		add(g, costOtherColos, f.nodes[g].missing == 0)
 	}
 	n.plan.SetSources(list)
 }

@@ -34,9 +34,6 @@ docs/bench/sim.md. The same seed gives the same figures.`,
 				manager = rate
 			}
 			o.Rate, o.ManagerRate, o.Between, o.Size = lab.Rate(rate), lab.Rate(manager), lab.Rate(between), int64(size)
-			if o.Colos > 1 && !cmd.Flags().Changed("gateways") {
-				o.Gateways = defaultGateways
-			}
 			var report *sim.Report
 			var figures []sim.Comparison
 			var err error
@@ -79,8 +76,8 @@ docs/bench/sim.md. The same seed gives the same figures.`,
 	f.Var(&size, "size", "how long the snapshot is")
 	f.DurationVar(&o.Latency, "latency", 200*time.Microsecond, "from a node to another of its colo, one way")
 	f.DurationVar(&o.Far, "far-latency", 0, "to a manager or another colo (default: --latency)")
-	f.IntVar(&o.Gateways, "gateways", 0, fmt.Sprintf("how many workers of other colos each worker may ask (default: %d if there are other colos)", defaultGateways))
-	f.DurationVar(&o.Poll, "poll", 500*time.Millisecond, "how often it hears what they hold")
+	f.BoolVar(&o.Isolated, "isolated", false, "colos get nothing from each other, all from the managers (default false)")
+	f.DurationVar(&o.Poll, "poll", 500*time.Millisecond, "how often a worker hears what those of other colos hold that it may ask")
 	f.IntVar(&o.Sending, "sending", 0, "how many pieces a source sends at once; 0 is no limit (default 0)")
 	f.Float64Var(&o.KillFraction, "kill-fraction", 0, "kill this share of the workers once they hold half together, like 0.25 (default 0)")
 	f.BoolVar(&o.KillManager, "kill-manager", false, "kill all managers once the workers hold a copy together (default false)")
@@ -92,9 +89,6 @@ docs/bench/sim.md. The same seed gives the same figures.`,
 	f.BoolVar(&asJSON, "json", false, "print one JSON object with all figures (default false)")
 	return cmd
 }
-
-// defaultGateways is how many the product uses.
-const defaultGateways = 4
 
 func readSwarmReport(path string) (*bench.SwarmReport, error) {
 	b, err := os.ReadFile(path)
