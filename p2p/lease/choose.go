@@ -89,7 +89,7 @@ func (p *Plan) turn(s *source, now time.Duration) int8 {
 	if !p.cheaper(s) {
 		return yieldMost
 	}
-	return int8(min((now-p.cheap)/yieldFor, yieldMost))
+	return int8(min(max(now-p.cheap, 0)/yieldFor, yieldMost))
 }
 
 // lame says whether this worker's link is slow while others' are not: what it gets

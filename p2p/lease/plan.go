@@ -161,7 +161,7 @@ func (p *Plan) Seen(i, workers int, now time.Duration) {
 func (p *Plan) tick(now time.Duration) {
 	p.now = now
 	if !p.started {
-		p.started, p.since, p.cheap = true, now, now
+		p.started, p.since, p.cheap = true, now, now+settleWithin
 	}
 }
 

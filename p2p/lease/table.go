@@ -74,6 +74,9 @@ func (p *Plan) share(hashes []uint64) {
 		among := came
 		if first || moved[pc.holder] < 0 {
 			among, pc.holder, pc.top = all, 0, 0
+			if pc.given { // to the one who left, probably
+				pc.given, pc.retry = false, 0
+			}
 		} else {
 			pc.holder = moved[pc.holder]
 		}
@@ -92,12 +95,8 @@ func (p *Plan) share(hashes []uint64) {
 		lists = lists[count[j]:]
 	}
 	t.me, _ = slices.BinarySearch(hashes, p.self)
-	left := slices.Contains(moved, -1)
 	for i := range p.pieces {
 		pc := &p.pieces[i]
-		if left && pc.given { // perhaps to the one who left
-			pc.given, pc.retry = false, 0
-		}
 		f := &t.fetchers[pc.holder]
 		f.pieces = append(f.pieces, int32(i))
 		if pc.open() {
