@@ -8,7 +8,7 @@ export CGO_CFLAGS ?= -O2 -g -w
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 FUZZTIME ?= 30s
 
-.PHONY: all build demo test check e2e e2e-full bench bench-swarm fuzz setup setup-test clean
+.PHONY: all build demo test check e2e e2e-full bench bench-swarm bench-sim fuzz setup setup-test clean
 
 all: build
 
@@ -64,6 +64,10 @@ bench: setup-test build
 RUNS ?= 5
 bench-swarm: build
 	.ci/bench-swarm $(CURDIR)/$(BIN) docs/bench $(RUNS)
+
+# Simulated fleets, and simulations beside real runs, into docs/bench/sim.md. Real runs need root.
+bench-sim: build
+	.ci/bench-sim $(CURDIR)/$(BIN) docs/bench/sim.md
 
 # Every fuzz target, FUZZTIME each.
 fuzz: setup
