@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
@@ -234,69 +233,6 @@ func (r *round) sampleManagers(now time.Duration) error {
 	f, err := r.frames()
 	r.uplink = append(r.uplink, Sample{At: now.Seconds(), Done: f.out})
 	return err
-}
-
-// event is something that happens once its time has come.
-type event struct {
-	what string
-	due  func(held) bool
-	do   func()
-}
-
-// held is what the workers that are there from the start have together.
-type held struct {
-	share float64 // mean, from 0 to 1
-	all   bool    // they all have begun
-}
-
-func act(plot []event, h held) (rest []event) {
-	for _, e := range plot {
-		if e.due(h) {
-			e.do()
-		} else {
-			rest = append(rest, e)
-		}
-	}
-	return rest
-}
-
-// plot returns what is to happen in this run.
-func (r *round) plot(ctx context.Context, snap *minted, run func(*swarmNode)) (plot []event) {
-	half := func(h held) bool { return h.all && h.share >= 0.5 }
-	if r.o.killed() > 0 {
-		plot = append(plot, event{"to kill workers", half, func() {
-			for _, w := range r.workers[:r.o.Workers] {
-				if r.o.dies(w.number) {
-					w.kill()
-				}
-			}
-		}})
-	}
-	if r.o.JoinLate > 0 {
-		plot = append(plot, event{"for a worker to join", half, func() {
-			for _, w := range r.workers[r.o.Workers:] {
-				run(w)
-			}
-		}})
-	}
-	if r.o.KillManager {
-		ih, _ := chunker.ParseInfoHash(snap.InfoHash) // as a node wrote it
-		var asked time.Time
-		plot = append(plot, event{"to kill the managers", func(h held) bool {
-			if h.share < 0.5 || time.Since(asked) < askEvery {
-				return false
-			}
-			asked = time.Now()
-			return r.oneCopyOut(ctx, ih)
-		}, func() {
-			for _, m := range r.managers {
-				// What it counted goes with it. Should it not answer, its last word stands.
-				_, _ = m.sent()
-				m.kill()
-			}
-		}})
-	}
-	return plot
 }
 
 // look tells how far the workers are, and whether all that live serve.
