@@ -23,7 +23,8 @@ type StatusError struct {
 func (e *StatusError) Error() string { return e.text }
 
 // Call sends a request to the node's HTTP interface, body as JSON unless it is
-// nil, and decodes the answer into answer unless that is nil.
+// nil. The answer goes into answer: as it is if that is a *string, otherwise
+// decoded from JSON; nowhere if it is nil. An answer other than 200 is a *StatusError.
 func (n *Node) Call(ctx context.Context, method, path string, body, answer any) error {
 	if method == http.MethodGet {
 		var cancel context.CancelFunc
