@@ -31,6 +31,8 @@ type SwarmOptions struct {
 	Runs  int
 	Limit time.Duration // of a run
 
+	Against []string // names of contenders that do every run too
+
 	Progress Progress
 }
 
@@ -102,6 +104,9 @@ func (o *SwarmOptions) Validate() error {
 	if least := o.all().Least(); least.Time > o.Limit {
 		return wrong("limit", "%v is too short: at these rates no protocol needs less than %v (%s); raise --limit or --rate, or make --size smaller",
 			o.Limit, least.Time.Round(time.Second/10), least.Formula)
+	}
+	if err := o.validateAgainst(); err != nil {
+		return err
 	}
 	return o.room()
 }
@@ -177,6 +182,10 @@ func Swarm(ctx context.Context, o SwarmOptions) (_ *SwarmReport, err error) {
 		return nil, fmt.Errorf("prepare the managers: %w", err)
 	}
 	report := newSwarmReport(&o, snap.Size)
+	rivals, err := newRivals(ctx, &o, filepath.Join(dir, "contenders"), snap.Size)
+	if err != nil {
+		return nil, fmt.Errorf("prepare the contenders: %w", err)
+	}
 	for i := range o.Runs {
 		if o.Slow > 0 {
 			o.Progress.Step(fmt.Sprintf("run %d of %d, without slow workers", i+1, o.Runs))
@@ -197,7 +206,11 @@ func Swarm(ctx context.Context, o SwarmOptions) (_ *SwarmReport, err error) {
 		}
 		o.Progress.Result(run.String())
 		report.Runs = append(report.Runs, run)
+		if err := rivals.run(ctx, fmt.Sprintf("run %d of %d", i+1, o.Runs)); err != nil {
+			return nil, err
+		}
 	}
+	report.Against = rivals.summarise()
 	report.summarise()
 	return report, nil
 }

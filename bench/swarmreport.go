@@ -32,6 +32,8 @@ type SwarmReport struct {
 	Without []*SwarmRun  `json:"runs_without_slow,omitempty"`
 	Median  SwarmFigures `json:"median"` // of each figure by itself
 	Worst   SwarmFigures `json:"worst"`
+
+	Against []*ContenderReport `json:"against,omitempty"`
 }
 
 // SwarmRun is one run.
@@ -43,11 +45,7 @@ type SwarmRun struct {
 
 // String tells the run in a few words.
 func (r *SwarmRun) String() string {
-	s := fmt.Sprintf("the last is complete after %.2fs", r.Last)
-	if r.Ratio > 0 {
-		s += fmt.Sprintf(", %.3f × T*", r.Ratio)
-	}
-	return s + fmt.Sprintf("; the managers sent %.3f copies", r.EgressPayload)
+	return outcome(r.Last, r.Ratio, r.EgressPayload, "managers sent")
 }
 
 // SwarmFigures are what a run comes to. 0 is where a figure does not apply.
@@ -245,7 +243,7 @@ func (r *SwarmReport) summarise() {
 }
 
 // combine applies f to each figure's values in all runs.
-func combine(runs []SwarmFigures, f func(values []float64) float64) (s SwarmFigures) {
+func combine[F any](runs []F, f func(values []float64) float64) (s F) {
 	all := reflect.ValueOf(runs)
 	of := func(at func(run reflect.Value) float64) float64 {
 		values := make([]float64, len(runs))

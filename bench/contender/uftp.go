@@ -24,7 +24,7 @@ const (
 	uftpBlock = 1400
 	// uftpFrame is what a block is on the wire: with headers of the protocol,
 	// UDP, IP and Ethernet.
-	uftpFrame = uftpBlock + 32 + 8 + 20 + 14
+	uftpFrame = uftpBlock + 24 + 8 + 20 + 14
 	uftpShare = 0.97
 	uftpFree  = lab.Rate(1e9 / 8)
 )

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/qs-peer/qs-peer/bench"
+	"github.com/qs-peer/qs-peer/bench/contender"
 	"github.com/qs-peer/qs-peer/bench/lab"
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/benchview"
 )
@@ -126,6 +128,7 @@ It needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.`,
 	f.DurationVar(&o.Limit, "limit", 10*time.Minute, "give a run up after so long")
 	f.StringVar(&o.Dir, "dir", bench.MemoryDir, "`directory` for the nodes' data, in one of its own; the default is in memory, because here all share one disk")
 	f.BoolVar(&clean, "clean", false, "remove what killed benches left in --dir, and do nothing else; every run does that first (default false)")
+	f.StringSliceVar(&o.Against, "against", nil, "programs that do every run too, on the same links, one table for all: "+strings.Join(contender.Names(), ", ")+" (default none)")
 	f.StringVar(&svg, "svg", "", "draw into this `file` how much each worker held over time, in the run in the middle (default none)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object with all figures; progress goes to standard error (default false)")
 	return cmd

@@ -19,6 +19,7 @@ func PrintSwarm(w io.Writer, r *bench.SwarmReport) error {
 	lines := conditions(r)
 	lines = append(lines, "")
 	lines = append(lines, swarmTable(r).Lines(term.Colours(w), 0)...)
+	lines = append(lines, against(r, term.Colours(w))...)
 	_, err := fmt.Fprintln(w, strings.Join(lines, "\n"))
 	return err
 }
