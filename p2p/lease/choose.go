@@ -22,9 +22,12 @@ const (
 	// after it waits as long again, up to yieldMost times.
 	yieldFor  = 2 * time.Second
 	yieldMost = 6
+	// idleFor is how long nobody's leases are looked through again for a source after there was
+	// nothing to take over.
+	idleFor = 200 * time.Millisecond
 	// ripenFor is how long a piece that other colos begin to have is left to its holder, who
 	// may hear of it later.
-	ripenFor = 3 * time.Second
+	ripenFor = 6 * time.Second
 	// settleWithin is how long workers that begin together may take to hear of
 	// each other.
 	settleWithin = 2 * time.Second
@@ -181,7 +184,7 @@ func (p *Plan) takeover(s *source, now time.Duration) (int, bool) {
 			}), true
 		}
 	}
-	s.idle = now + retryMin
+	s.idle = now + idleFor
 	return 0, false
 }
 
