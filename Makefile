@@ -60,9 +60,12 @@ bench: setup-test build
 	$(BENCH) -bench '^Benchmark(Stream|Swarm8)$$' -benchtime 1x ./p2p
 
 # How fast a colo of empty workers is rebuilt, on links of given rates: writes
-# docs/bench/swarm.md and its pictures. Needs root; about 40 minutes with RUNS=5.
+# docs/bench/swarm.md and its pictures. Needs root; about 50 minutes with RUNS=5.
+# What it compares us with comes from Debian; none of it has to run as a service.
 RUNS ?= 5
 bench-swarm: build
+	@.ci/setup rsync:rsync aria2c:aria2 uftp:uftp redis-server:redis-server \
+		/usr/share/doc/python3-libtorrent:python3-libtorrent
 	.ci/bench-swarm $(CURDIR)/$(BIN) docs/bench $(RUNS)
 
 # Simulated fleets, and simulations beside real runs, into docs/bench/sim.md. Real runs need root.

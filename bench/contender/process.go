@@ -3,7 +3,6 @@ package contender
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -144,7 +143,7 @@ func (p *process) until(ctx context.Context, ready func() error) (time.Time, err
 		case <-p.exited:
 			return time.Time{}, p.failure("ended")
 		case <-ctx.Done():
-			return time.Time{}, errors.Join(context.Cause(ctx), err)
+			return time.Time{}, fmt.Errorf("%w: %s: %w", context.Cause(ctx), p.name, err)
 		}
 	}
 }

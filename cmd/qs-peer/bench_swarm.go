@@ -52,6 +52,13 @@ What it prints:
                   had mapped
   wasted          what workers received twice or damaged
 
+With --against other programs do each run too, after our nodes, from one source to
+as many sinks on a new network of the same links, and one table compares. The file
+is random bytes, as long as the snapshot; in Redis they are values. Their clock
+starts with the sinks' processes (uftp: with the sender's), and stops when a
+program says that all is there; then the copies are compared with the source's. The
+table says how each was run. A program that is not installed is skipped.
+
 Workers are watched over the loopback of their own namespace, which costs their
 links nothing. Nothing is put into the machine's own network, and nothing is left
 when the bench ends; but if it is killed, its directory, which the next one, or
@@ -61,7 +68,8 @@ It needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.`,
 		Example: `  sudo qs-peer bench swarm
   sudo qs-peer bench swarm --workers 24 --size 128MiB --rate 50mbit --svg curve.svg
   sudo qs-peer bench swarm --colos 2 --intercolo-rate 20mbit
-  sudo qs-peer bench swarm --kill-fraction 0.25 --runs 1`,
+  sudo qs-peer bench swarm --kill-fraction 0.25 --runs 1
+  sudo qs-peer bench swarm --size 64MiB --against aria2,libtorrent`,
 		Args: wantArgs(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if clean {

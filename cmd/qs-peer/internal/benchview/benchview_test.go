@@ -116,3 +116,43 @@ func TestProgressInAPipe(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// Contenders and we are rows of one table; what there is no figure of is said.
+func TestPrintAgainst(t *testing.T) {
+	f := bench.ContenderFigures{First: 10, Middle: 20, Last: 30, Ratio: 15, EgressPayload: 8, EgressWire: 8.4, CPU: 1.25}
+	silent := f
+	silent.EgressPayload = 0
+	r := report(2)
+	r.Against = []*bench.ContenderReport{
+		{Name: "rsync", Settings: "as it comes", Runs: []bench.ContenderFigures{f, f}, Median: f, Worst: f},
+		{Name: "uftp", Settings: "all at once", Runs: []bench.ContenderFigures{silent}, Median: silent, Worst: silent, Failures: []string{"uftp: over\nand out"}},
+		{Name: "aria2", Settings: "not at all", Packages: []string{"aria2"}},
+		{Name: "redis", Settings: "in vain", Failures: []string{"one", "two"}},
+	}
+	const want = `
+against others: medians and worst, copies of the file that left the source
+
+         median complete    last   worst  last / T*   worst  source sent  in frames  CPU-s/GB
+qs-peer            2.00s   3.00s   3.00s      1.500   1.500        1.001      1.050      2.50
+rsync             20.00s  30.00s  30.00s     15.000  15.000        8.000      8.400      1.25
+uftp              20.00s  30.00s  30.00s     15.000  15.000      unknown      8.400      1.25  1 of 2 runs failed
+aria2                  -       -       -          -       -            -          -         -  skipped: apt-get install aria2
+redis                  -       -       -          -       -            -          -         -  failed
+
+  rsync       as it comes
+  uftp        all at once
+              failed: uftp: over
+              and out
+  aria2       not at all
+  redis       in vain
+              failed: one
+              failed: two
+`
+	if got := printed(t, r); !strings.HasSuffix(got, want) {
+		t.Errorf("got\n%s\nwant at its end\n%s", got, want)
+	}
+	r.Least = 0
+	if got := printed(t, r); strings.Contains(got, "T*") || !strings.Contains(got, "rsync             20.00s  30.00s  30.00s        8.000") {
+		t.Errorf("without rates it prints\n%s", got)
+	}
+}
