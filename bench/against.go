@@ -81,6 +81,10 @@ func newRivals(ctx context.Context, o *SwarmOptions, dir string, size int64) (*r
 	if err != nil {
 		return nil, err
 	}
+	// Their processes run in directories of their own.
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
 	v := &rivals{o: o, dir: dir}
 	for _, c := range chosen {
 		missing := c.Missing(ctx)
