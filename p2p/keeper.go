@@ -24,7 +24,7 @@ const (
 	provenAfter = 5 * time.Second
 	// politeDelay is how long the peer that should be dialled waits for the
 	// other to do it, so that two do not dial each other at once.
-	politeDelay = 500 * time.Millisecond
+	politeDelay = 100 * time.Millisecond
 
 	// stallAfter is how long a fetch may receive nothing, while connected to
 	// peers that have what it lacks, before their connections are made anew. It

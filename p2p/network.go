@@ -119,6 +119,7 @@ func (n *network) close() error {
 }
 
 func (n *network) wrap(nc net.Conn, remote net.Addr) (net.Conn, error) {
+	keepShort(nc)
 	c := &conn{Conn: nc, network: n, remote: remote, waker: newWaker(nc, 0), framing: newFraming()}
 	if id, dialled := remote.(dialName); dialled {
 		c.peer.Store((*torrent.PeerID)(&id))

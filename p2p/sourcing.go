@@ -16,7 +16,7 @@ import (
 
 const (
 	// workerWindow is how many blocks are requested at a time from a worker.
-	workerWindow = 16
+	workerWindow = 4
 	// sourcingInterval is how often a fetch looks for whom else to ask.
 	sourcingInterval = 100 * time.Millisecond
 	// holdingsInterval is how often a source that is not complete is asked what

@@ -36,8 +36,13 @@ const (
 	// there, or if it has done less than 1/behindBy of what the others have done of
 	// their shares, in proportion, once they have done 1/behindFrom.
 	shareWithin = time.Second
-	behindBy    = 2
+	behindBy    = 4
 	behindFrom  = 8
+	// A worker brings in nothing more while spreadMost pieces that it brought in during the
+	// last spreadWithin have not been seen with 1/spreadPart of the others.
+	spreadMost   = 8
+	spreadPart   = 2
+	spreadWithin = 2 * time.Second
 	// progressWithin is how lately others must have brought something in for a lame worker to
 	// leave everything to them.
 	progressWithin = time.Second
@@ -108,6 +113,25 @@ func (p *Plan) lame(now time.Duration) bool {
 		p.unshared = p.unshared[1:]
 	}
 	return len(p.unshared) > 0 && now-p.unshared[0].at > shareWithin || p.behind(now)
+}
+
+// full says whether this worker has brought in so much that the colo has not passed
+// on that bringing in more would only make a queue at its uplink: those who have
+// less of one do it.
+func (p *Plan) full(now time.Duration) bool {
+	others := len(p.table.fetchers) - 1
+	if others == 0 {
+		return false
+	}
+	spread := int32(max(1, others/spreadPart))
+	kept := p.unspread[:0]
+	for _, r := range p.unspread {
+		if pc := &p.pieces[r.piece]; pc.have && pc.seen < spread && now-r.at < spreadWithin {
+			kept = append(kept, r)
+		}
+	}
+	p.unspread = kept
+	return len(kept) >= spreadMost
 }
 
 // behind compares what this worker has of its share with what the colo has of the

@@ -56,6 +56,7 @@ type Plan struct {
 	cheap    time.Duration // when the colo last got a piece that another colo was to bring in
 	arrivals arrivals      // pieces that came from the colo
 	active   time.Duration // when data last came from the colo
+	unspread []received    // pieces from sources, the latest
 	unshared []received    // pieces from sources that no other worker was seen to have, and maybe others
 	progress time.Duration // when the colo last got a piece that this worker did not bring in
 	judge    time.Duration // isBehind holds until then
@@ -119,7 +120,10 @@ func (p *Plan) Have(i int, now time.Duration) {
 	if pc.asked == nil {
 		p.arrivals.add(now)
 		p.active = now
-	} else if pc.seen == 0 {
+		return
+	}
+	p.unspread = append(p.unspread, received{i, now})
+	if pc.seen == 0 {
 		p.unshared = append(p.unshared, received{i, now})
 	}
 }
@@ -174,7 +178,7 @@ func (p *Plan) Next(sourceName string, now time.Duration) (piece int, why Reason
 	if s == nil || p.missing == 0 || !s.free(now) {
 		return 0, 0, false
 	}
-	lame := p.lame(now)
+	lame := p.lame(now) || p.full(now)
 	i := 0
 	if !lame {
 		i, ok = p.own(s, now)

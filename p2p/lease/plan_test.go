@@ -94,9 +94,11 @@ func TestTakeover(t *testing.T) {
 	p.SetSources([]Source{manager})
 	own := len(p.table.fetchers[p.table.me].pieces)
 	for range own {
-		if _, why, ok := take(p, "m0", 0); !ok || why != Own {
+		i, why, ok := take(p, "m0", 0)
+		if !ok || why != Own {
 			t.Fatalf("own leases first: %v %v", why, ok)
 		}
+		p.Seen(i, 1, 0)
 	}
 	// w1 was slow, and has the most left; the colo has most of w2's.
 	slow, quick := hashName("qs-fetcher-v1", "w1"), hashName("qs-fetcher-v1", "w2")
@@ -215,6 +217,35 @@ func TestLame(t *testing.T) {
 	p.Seen(first, 1, 1700*time.Millisecond)
 	if !next(p, 1700*time.Millisecond) {
 		t.Error("a worker that has shared what it had does not ask")
+	}
+}
+
+// TestFull: a worker brings in no more than the colo passes on.
+func TestFull(t *testing.T) {
+	p := NewPlan("w0", "c", [20]byte{1}, 400)
+	p.SetFetchers(names("w", 5), nil) // w0 to w4
+	p.SetSources([]Source{manager})
+	var got []int
+	for {
+		i, _, ok := take(p, "m0", time.Second)
+		if !ok {
+			break
+		}
+		got = append(got, i)
+	}
+	if len(got) != spreadMost {
+		t.Fatalf("%d pieces were brought in that nobody has, want %d", len(got), spreadMost)
+	}
+	p.Seen(got[3], 1, time.Second) // one of four others
+	if _, _, ok := take(p, "m0", time.Second); ok {
+		t.Error("a piece that a quarter of the others have counts as passed on")
+	}
+	p.Seen(got[3], 2, time.Second)
+	if _, _, ok := take(p, "m0", time.Second); !ok {
+		t.Error("a piece was passed on, and no other is brought in")
+	}
+	if _, _, ok := take(p, "m0", time.Second+spreadWithin); !ok {
+		t.Error("nothing is brought in any more when nobody takes it")
 	}
 }
 
