@@ -2,7 +2,6 @@ package contender
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -40,12 +39,19 @@ func Names() (names []string) {
 	return names
 }
 
-// Named returns the contender of a name, or nil.
-func Named(name string) *Contender {
-	if i := slices.IndexFunc(all, func(c *Contender) bool { return c.Name == name }); i >= 0 {
-		return all[i]
+// Choose returns the contenders of these names, which are all different.
+func Choose(names []string) (chosen []*Contender, err error) {
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(c *Contender) bool { return c.Name == name })
+		switch {
+		case i < 0:
+			return nil, fmt.Errorf("unknown contender %q: there are %s", name, strings.Join(Names(), ", "))
+		case slices.Contains(chosen, all[i]):
+			return nil, fmt.Errorf("%s is named twice", name)
+		}
+		chosen = append(chosen, all[i])
 	}
-	return nil
+	return chosen, nil
 }
 
 // Missing returns the Debian packages that this machine lacks.
@@ -186,22 +192,4 @@ func (r *race) addresses() (list []string) {
 		list = append(list, h.Addr().String())
 	}
 	return list
-}
-
-// ErrUnknown is returned for names that no contender has.
-var ErrUnknown = errors.New("unknown contender")
-
-// Choose returns the contenders of these names.
-func Choose(names []string) (chosen []*Contender, err error) {
-	for _, name := range names {
-		c := Named(name)
-		switch {
-		case c == nil:
-			return nil, fmt.Errorf("%w %q: there are %s", ErrUnknown, name, strings.Join(Names(), ", "))
-		case slices.Contains(chosen, c):
-			return nil, fmt.Errorf("%s is named twice", name)
-		}
-		chosen = append(chosen, c)
-	}
-	return chosen, nil
 }

@@ -171,9 +171,12 @@ func racers(ctx context.Context, r *race, script string) error {
 // What is not installed is told by the name of its package.
 func TestMissing(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	for _, c := range []struct{ name, pkg string }{{"rsync", "rsync"}, {"aria2", "aria2"}, {"uftp", "uftp"}, {"redis", "redis-server"}} {
-		if got := Named(c.name).Missing(t.Context()); !slices.Equal(got, []string{c.pkg}) {
-			t.Errorf("of %s is missing %q", c.name, got)
+	for _, c := range []struct {
+		*Contender
+		pkg string
+	}{{rsync, "rsync"}, {aria2, "aria2"}, {uftp, "uftp"}, {redis, "redis-server"}} {
+		if got := c.Missing(t.Context()); !slices.Equal(got, []string{c.pkg}) {
+			t.Errorf("of %s is missing %q", c.Name, got)
 		}
 	}
 	module := &Contender{tools: []tool{{[]string{"/bin/sh", "-c", "exit 1"}, "python3-something"}}}
@@ -187,7 +190,7 @@ func TestChoose(t *testing.T) {
 	if err != nil || !slices.Equal(got, all) {
 		t.Errorf("of all names were chosen %v, %v", got, err)
 	}
-	if _, err := Choose([]string{"rsync", "scp"}); !errors.Is(err, ErrUnknown) || !strings.Contains(err.Error(), `"scp": there are rsync, aria2, libtorrent, uftp, redis`) {
+	if _, err := Choose([]string{"rsync", "scp"}); err == nil || !strings.Contains(err.Error(), `"scp": there are rsync, aria2, libtorrent, uftp, redis`) {
 		t.Errorf("scp: %v", err)
 	}
 	if _, err := Choose([]string{"rsync", "rsync"}); err == nil || !strings.Contains(err.Error(), "rsync is named twice") {
