@@ -20,20 +20,31 @@
 //
 // A worker whose own leases are used up takes over others', from the far
 // end of the order of the one that has most left to do: so what a slow, stalled or dead
-// holder does not get to is done by those who are free. It needs no verdict on
-// who is slow.
+// holder does not get to is done by those who are free.
+//
+// A worker whose own link is slow, by what it has of its share and the colo of the others',
+// or because nobody gets from it what it brought in, leaves its leases to the others while
+// they bring something in: what it gets first, the colo gets late.
 //
 // # Grants
 //
 // A worker's view of the others is late and incomplete, so the source has
 // the last word. It hands a piece to one worker of a colo at a time (Grants), and refuses
-// it to others until that one had time to receive it and pass it on, or is gone.
+// it to others until that one had time to receive it and pass it on, or is gone. A refusal
+// says that the colo has the piece, or is about to.
+//
+// docs/decisions/0006-first-copy-leases.md says what was tried.
 //
 // # Sources
 //
 // Sources have a cost. A piece is asked from the cheapest source that has it; equal ones
 // share the pieces by rendezvous hashing, and one that has nothing left to do for
 // a worker helps the others out.
+//
+// With many colos, each is the home of some pieces, by rendezvous hashing, and asks
+// managers for these only. The others come from a few workers of other colos, the same for all
+// workers of a colo (Gateways). Only when nothing comes from there any more, the colo that
+// is next in rank asks the managers for a piece, and later the one after it.
 //
 // # The tail
 //
