@@ -100,10 +100,11 @@ func TestRipening(t *testing.T) {
 	p.Seen(0, 0, settleWithin)
 	p.Holds("gate", held)
 	for {
-		_, why, ok := take(p, "gate", settleWithin)
+		i, why, ok := take(p, "gate", settleWithin)
 		if !ok {
 			break
 		}
+		p.Seen(i, 1, settleWithin) // the other one gets it from here
 		if why != Own {
 			t.Fatal("taken over at once")
 		}
