@@ -19,7 +19,7 @@ import "math/bits"
 // order in which the client's lock is taken.
 
 // maxRequests is the product's workerWindow.
-const maxRequests = 16
+const maxRequests = 4
 
 // conn is one end of a connection between two workers of a colo.
 type conn struct {
