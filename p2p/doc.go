@@ -27,8 +27,8 @@
 // file; network.go how the client reaches peers, and what it gets to know of them;
 // keeper.go whom to connect to, and when to start over; availability.go what
 // the colo has; sourcing.go how what it lacks is asked for; pieces*.go the same
-// over the peer protocol; budget.go how much may go; swarmconfig.go the
-// client's settings.
+// over the peer protocol; budget.go how much may go; wake.go and sendqueue.go how
+// the kernel is used; swarmconfig.go the client's settings.
 //
 // # Peer protocol
 //

@@ -160,13 +160,17 @@ func (s *source) heard(deal func()) {
 // watch ends a request, which begins now, when the source stalls.
 func (s *source) watch(cancel context.CancelCauseFunc) (stop func()) {
 	began := time.Since(s.epoch)
-	var mu sync.Mutex // guards timer, which fires once it is set
+	var mu sync.Mutex // guards timer, which fires once it is set, and stopped
 	mu.Lock()
 	defer mu.Unlock()
 	var timer *time.Timer
+	stopped := false
 	timer = time.AfterFunc(stallTimeout, func() {
 		mu.Lock()
 		defer mu.Unlock()
+		if stopped { // as it fired: it is not to be set again
+			return
+		}
 		silent := time.Since(s.epoch) - max(began, time.Duration(s.last.Load()))
 		if s.dealing.Load() > 0 {
 			silent = 0
@@ -180,6 +184,7 @@ func (s *source) watch(cancel context.CancelCauseFunc) (stop func()) {
 	return func() {
 		mu.Lock()
 		defer mu.Unlock()
+		stopped = true
 		timer.Stop()
 	}
 }

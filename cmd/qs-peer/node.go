@@ -60,7 +60,7 @@ func (n *node) flags(cmd *cobra.Command) {
 	}
 	f.StringVar(&o.GossipAddr, "gossip-addr", peer.DefaultGossipAddr, "listen here for gossip, TCP and UDP; port 0 takes a free one, here and below")
 	f.StringVar(&o.SwarmAddr, "swarm-addr", peer.DefaultSwarmAddr, "listen here for the torrent swarm")
-	f.StringVar(&o.PeerAddr, "peer-addr", peer.DefaultPeerAddr, "listen here for peers that stream the log")
+	f.StringVar(&o.PeerAddr, "peer-addr", peer.DefaultPeerAddr, "listen here for peers that stream the log and ask for pieces of snapshots")
 	f.StringVar(&o.HTTPAddr, "http-addr", peer.DefaultHTTPAddr, "listen here for HTTP: the commands, metrics, health")
 	f.StringVar(&o.RESPAddr, "resp-addr", "127.0.0.1:7949", "listen here for Redis clients; \"\" does not")
 	f.StringVar(&o.RESPUnix, "resp-unix", "", "listen for Redis clients on this Unix socket `path` too (default none)")
@@ -72,8 +72,6 @@ func (n *node) flags(cmd *cobra.Command) {
 		f.DurationVar(&o.SnapshotEvery, "snapshot-every", time.Hour, "publish a snapshot so often when there are new entries; 0 only when asked")
 		f.IntVar(&o.KeepSnapshots, "keep-snapshots", peer.DefaultKeepSnapshots, "keep and seed the newest so many snapshots; the log reaches back to the oldest")
 		f.Var(&n.mint, "mint-rate", "write snapshots at most so fast, like 100MB/s; 0 is no limit (default 0)")
-	}
-	if o.Role == gossip.Manager {
 		f.Var(&n.egress, "egress-rate", "send snapshots at most so fast, like 20MB/s, within --upload-rate; 0 is no limit (default 0)")
 	}
 	f.StringSliceVar(&o.Sources, "sources", []string{"other-colos", "managers"}, "ask these for the parts of a snapshot that no worker of the colo has, the cheapest first")
