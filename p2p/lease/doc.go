@@ -24,7 +24,8 @@
 //
 // A worker whose own link is slow, by what it has of its share and the colo of the others',
 // or because nobody gets from it what it brought in, leaves its leases to the others while
-// they bring something in: what it gets first, the colo gets late.
+// they bring something in: what it gets first, the colo gets late. So does one that
+// has brought in more than the colo has passed on, until that is done.
 //
 // # Grants
 //
