@@ -1,8 +1,21 @@
 package p2p
 
 import (
+	"time"
+
+	"github.com/anacrolix/torrent"
 	pp "github.com/anacrolix/torrent/peer_protocol"
 )
+
+// hideFor is how long the client is not told who else has a piece that it has
+// just asked somebody for.
+const hideFor = time.Second
+
+// pending is a piece that the client has asked a peer for.
+type pending struct {
+	link *link // nil: that connection is closed
+	at   time.Time
+}
 
 // announced notes which pieces a connected peer says it has, so that nobody
 // outside the colo is asked for what is inside. s.mu is held.
@@ -18,6 +31,7 @@ func (s *Swarm) announced(l *link, m *pp.Message) {
 	case pp.Have:
 		if i := int(m.Index); i < len(l.has) {
 			l.set(i, true)
+			s.hide(l, i, m)
 		}
 	case pp.HaveAll, pp.HaveNone:
 		for i := range l.has {
@@ -27,6 +41,63 @@ func (s *Swarm) announced(l *link, m *pp.Message) {
 		for i := range l.has {
 			l.set(i, i < len(m.Bitfield) && m.Bitfield[i])
 		}
+	}
+}
+
+// hide keeps from the client that a peer has a piece which it gets from another
+// just now: it would move its request there, when the other is already sending,
+// and at each such message it considers anew what to ask of whom, which is most of its
+// work. s.mu is held.
+func (s *Swarm) hide(l *link, i int, m *pp.Message) {
+	h := l.holding
+	if h.store.isGood(i) || !h.waits(i, l, time.Now()) {
+		return
+	}
+	if l.hidden == nil {
+		l.hidden = make(map[int]struct{})
+	}
+	l.hidden[i] = struct{}{}
+	*m = pp.Message{Keepalive: true}
+}
+
+// waits says whether a piece is coming from another peer than l. Swarm.mu is held.
+func (h *holding) waits(i int, l *link, now time.Time) bool {
+	p, asked := h.pending[i]
+	return asked && p.link != nil && p.link != l && now.Sub(p.at) < hideFor
+}
+
+// reveal makes a message that says nothing, such as there is one a second at least,
+// say which hidden pieces the peer has that did not come from elsewhere in time. s.mu is held.
+func (s *Swarm) reveal(l *link, m *pp.Message) {
+	h, now, due := l.holding, time.Now(), false
+	for i := range l.hidden {
+		if good := h.store.isGood(i); good || !h.waits(i, l, now) {
+			delete(l.hidden, i)
+			due = due || !good
+		}
+	}
+	if !due {
+		return
+	}
+	bits := make([]bool, (len(l.has)+7)/8*8) // the client wants whole bytes
+	for i, has := range l.has {
+		_, hidden := l.hidden[i]
+		bits[i] = has && !hidden
+	}
+	*m = pp.Message{Type: pp.Bitfield, Bitfield: bits}
+}
+
+// requested follows each request that the client sends, which calls it with its
+// lock held.
+func (s *Swarm) requested(e torrent.PeerRequestEvent) {
+	c, ok := e.Peer.TryAsPeerConn()
+	if !ok {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.links[c]; l != nil && l.holding.sourcing != nil {
+		l.holding.pending[int(e.Index)] = pending{l, time.Now()}
 	}
 }
 
@@ -47,6 +118,11 @@ func (l *link) set(i int, has bool) {
 
 // forget takes back what a peer that is gone had. Swarm.mu is held.
 func (l *link) forget() {
+	for i, p := range l.holding.pending {
+		if p.link == l {
+			l.holding.pending[i] = pending{}
+		}
+	}
 	for i := range l.has {
 		l.set(i, false)
 	}

@@ -35,6 +35,7 @@ type holding struct {
 	contributors map[int]map[torrent.PeerID]int64 // bytes of unverified pieces
 	sourcing     *sourcing                        // nil unless fetched
 	seen         []int                            // how many connected peers have each piece, if fetched
+	pending      map[int]pending                  // what the client asked peers for, if fetched
 	dials        map[torrent.PeerID]*dial
 	lastData     time.Time // when useful payload last came
 	stalls       int       // how often in a row the watchdog intervened
@@ -47,9 +48,10 @@ type link struct {
 	since   time.Time
 
 	// Guarded by Swarm.mu.
-	unclaimed int64  // bytes of the last block, until it is known to be useful
-	has       []bool // which pieces the peer has; nil if it did not say, or nothing is missing here
-	count     int    // how many of them
+	unclaimed int64            // bytes of the last block, until it is known to be useful
+	has       []bool           // which pieces the peer has; nil if it did not say, or nothing is missing here
+	count     int              // how many of them
+	hidden    map[int]struct{} // those of which the client does not know
 }
 
 // hold reserves a torrent for a Seed or a Fetch, which must settle it.
@@ -170,21 +172,22 @@ func (s *Swarm) connClosed(c *torrent.PeerConn) {
 
 // messageRead sees every message before the client handles it.
 func (s *Swarm) messageRead(c *torrent.PeerConn, m *pp.Message) {
-	if m.Keepalive {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.links[c]
 	if l == nil {
 		return
 	}
-	switch m.Type {
-	case pp.Piece:
+	switch {
+	case m.Keepalive:
+	case m.Type == pp.Piece:
 		s.waste(l.holding, l.unclaimed) // nobody had a use for the block before
 		l.unclaimed = int64(len(m.Piece))
-	case pp.Have, pp.HaveAll, pp.HaveNone, pp.Bitfield:
+	case m.Type == pp.Have, m.Type == pp.HaveAll, m.Type == pp.HaveNone, m.Type == pp.Bitfield:
 		s.announced(l, m)
+	}
+	if m.Keepalive && len(l.hidden) > 0 {
+		s.reveal(l, m)
 	}
 }
 
@@ -224,6 +227,7 @@ func (h *holding) pieceChecked(piece int, good bool) {
 	defer s.mu.Unlock()
 	contributors := h.contributors[piece]
 	delete(h.contributors, piece)
+	delete(h.pending, piece)
 	s.metrics.pieces.WithLabelValues(verdict(good)).Inc()
 	var sent [numSources]int64
 	for id, n := range contributors {

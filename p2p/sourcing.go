@@ -76,7 +76,7 @@ func (h *holding) source(good []bool) {
 		}
 	}
 	s.mu.Lock()
-	h.sourcing, h.seen = so, make([]int, h.torrent.Pieces())
+	h.sourcing, h.seen, h.pending = so, make([]int, h.torrent.Pieces()), make(map[int]pending)
 	s.mu.Unlock()
 }
 

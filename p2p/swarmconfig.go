@@ -74,6 +74,7 @@ func (s *Swarm) clientConfig() *torrent.ClientConfig {
 	c.Callbacks.PeerConnAdded = append(c.Callbacks.PeerConnAdded, s.connAdded)
 	c.Callbacks.PeerConnClosed = s.connClosed
 	c.Callbacks.ReadMessage = s.messageRead
+	c.Callbacks.SentRequest = append(c.Callbacks.SentRequest, s.requested)
 	c.Callbacks.ReceivedUsefulData = append(c.Callbacks.ReceivedUsefulData, s.usefulRead)
 	return c
 }
