@@ -22,6 +22,11 @@ const (
 	// holdingsInterval is how often a source that is not complete is asked what
 	// it has.
 	holdingsInterval = 500 * time.Millisecond
+	holdingsTimeout  = 10 * time.Second
+	// A piece that does not come in crawlAfter and at crawlRate, in bytes per
+	// second, is asked from another source, if there is one.
+	crawlAfter = 15 * time.Second
+	crawlRate  = 64 << 10
 	// connectGrace is how long a fetch waits for a connection to a worker of its
 	// colo that has the snapshot before it asks anybody else.
 	connectGrace = 2 * time.Second
@@ -60,7 +65,7 @@ type origin struct {
 	lease.Source
 	id     torrent.PeerID
 	addr   string
-	polled time.Time // when it was last asked what it has
+	polled time.Time // when it was last asked what it has; far ahead while it is
 }
 
 // source makes ready to ask for the pieces that are not good.
@@ -220,7 +225,7 @@ func (so *sourcing) ask(ctx context.Context) {
 		src := &so.sources[k]
 		from := *src
 		if !src.Complete && time.Since(src.polled) >= holdingsInterval {
-			src.polled = time.Now()
+			src.polled = time.Now().Add(holdingsTimeout)
 			so.tasks.Go(func() { so.poll(ctx, from) })
 		}
 		for so.asked == 0 || so.asked < maxAsked {
@@ -239,14 +244,23 @@ func (so *sourcing) ask(ctx context.Context) {
 // poll asks a source what it has.
 func (so *sourcing) poll(ctx context.Context, src origin) {
 	t := so.h.torrent
+	ctx, cancel := context.WithTimeout(ctx, holdingsTimeout)
+	defer cancel()
 	has, err := so.swarm.o.Pieces.Have(ctx, src.addr, t.InfoHash(), t.Pieces())
+	so.mu.Lock()
+	for k := range so.sources {
+		if so.sources[k].Name == src.Name {
+			so.sources[k].polled = time.Now()
+		}
+	}
+	if err == nil {
+		so.plan.Holds(src.Name, has)
+	}
+	so.mu.Unlock()
 	if err != nil {
 		so.swarm.o.Logger.Debug("a source does not tell what it has", "peer", src.Name, "err", err)
 		return
 	}
-	so.mu.Lock()
-	so.plan.Holds(src.Name, has)
-	so.mu.Unlock()
 	so.poke()
 }
 
@@ -255,7 +269,9 @@ func (so *sourcing) get(ctx context.Context, src origin, i int, size int64) {
 	buf := pieceBuffers.Get().(*[]byte)
 	defer pieceBuffers.Put(buf)
 	*buf = slices.Grow((*buf)[:0], int(size))[:size]
-	err := so.swarm.o.Pieces.Piece(ctx, src.addr, so.h.torrent.InfoHash(), i, *buf)
+	asking, cancel := so.patience(ctx, size)
+	defer cancel()
+	err := so.swarm.o.Pieces.Piece(asking, src.addr, so.h.torrent.InfoHash(), i, *buf)
 	result, retry := lease.Received, time.Duration(0)
 	var leased *LeasedError
 	var busy *BusyError
@@ -281,6 +297,16 @@ func (so *sourcing) get(ctx context.Context, src origin, i int, size int64) {
 	so.plan.Finish(src.Name, i, result, retry, so.now())
 	so.mu.Unlock()
 	so.poke()
+}
+
+// patience bounds how long a source may take for a piece that another could give.
+func (so *sourcing) patience(ctx context.Context, size int64) (context.Context, context.CancelFunc) {
+	so.mu.Lock()
+	defer so.mu.Unlock()
+	if len(so.sources) == 1 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, crawlAfter+time.Duration(size)*time.Second/crawlRate)
 }
 
 var pieceBuffers = sync.Pool{New: func() any { return new([]byte) }}

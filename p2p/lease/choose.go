@@ -39,7 +39,7 @@ const (
 	behindBy    = 4
 	behindFrom  = 8
 	// A worker brings in nothing more while spreadMost pieces that it brought in during the
-	// last spreadWithin have not been seen with 1/spreadPart of the others.
+	// last spreadWithin have not been seen with 1/spreadPart of its neighbours.
 	spreadMost   = 8
 	spreadPart   = 2
 	spreadWithin = 2 * time.Second
@@ -119,11 +119,10 @@ func (p *Plan) lame(now time.Duration) bool {
 // on that bringing in more would only make a queue at its uplink: those who have
 // less of one do it.
 func (p *Plan) full(now time.Duration) bool {
-	others := len(p.table.fetchers) - 1
-	if others == 0 {
+	if len(p.table.fetchers) == 1 {
 		return false
 	}
-	spread := int32(max(1, others/spreadPart))
+	spread := max(1, p.neighbours/spreadPart)
 	kept := p.unspread[:0]
 	for _, r := range p.unspread {
 		if pc := &p.pieces[r.piece]; pc.have && pc.seen < spread && now-r.at < spreadWithin {

@@ -50,19 +50,20 @@ type Plan struct {
 	table   table
 	sources []*source
 
-	now      time.Duration // as last told
-	since    time.Duration // of the first call that told the time
-	started  bool
-	cheap    time.Duration // when the colo last got a piece that another colo was to bring in
-	arrivals arrivals      // pieces that came from the colo
-	active   time.Duration // when data last came from the colo
-	unspread []received    // pieces from sources, the latest
-	unshared []received    // pieces from sources that no other worker was seen to have, and maybe others
-	progress time.Duration // when the colo last got a piece that this worker did not bring in
-	judge    time.Duration // isBehind holds until then
-	isBehind bool
-	refused  int           // takeovers and hedges, in a row
-	patience time.Duration // none of either before
+	now        time.Duration // as last told
+	since      time.Duration // of the first call that told the time
+	started    bool
+	cheap      time.Duration // when the colo last got a piece that another colo was to bring in
+	arrivals   arrivals      // pieces that came from the colo
+	active     time.Duration // when data last came from the colo
+	neighbours int32         // the most that any piece was seen with
+	unspread   []received    // pieces from sources, the latest
+	unshared   []received    // pieces from sources that no other worker was seen to have, and maybe others
+	progress   time.Duration // when the colo last got a piece that this worker did not bring in
+	judge      time.Duration // isBehind holds until then
+	isBehind   bool
+	refused    int           // takeovers and hedges, in a row
+	patience   time.Duration // none of either before
 }
 
 // piece is what is known of one.
@@ -159,6 +160,7 @@ func (p *Plan) Seen(i, workers int, now time.Duration) {
 		}
 	}
 	pc.seen = int32(workers)
+	p.neighbours = max(p.neighbours, pc.seen)
 	p.recount(pc, open)
 }
 
@@ -178,13 +180,13 @@ func (p *Plan) Next(sourceName string, now time.Duration) (piece int, why Reason
 	if s == nil || p.missing == 0 || !s.free(now) {
 		return 0, 0, false
 	}
-	lame := p.lame(now) || p.full(now)
+	yields := p.lame(now) || p.full(now)
 	i := 0
-	if !lame {
+	if !yields {
 		i, ok = p.own(s, now)
 	}
-	if !ok && now >= p.patience && (lame || !p.busy(now)) {
-		if !lame {
+	if !ok && now >= p.patience && (yields || !p.busy(now)) {
+		if !yields {
 			i, ok = p.takeover(s, now)
 			why = Takeover
 		}

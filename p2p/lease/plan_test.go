@@ -3,6 +3,7 @@ package lease
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -223,8 +224,10 @@ func TestLame(t *testing.T) {
 // TestFull: a worker brings in no more than the colo passes on.
 func TestFull(t *testing.T) {
 	p := NewPlan("w0", "c", [20]byte{1}, 400)
-	p.SetFetchers(names("w", 5), nil) // w0 to w4
+	p.SetFetchers(names("w", 24), nil)
 	p.SetSources([]Source{manager})
+	other := slices.IndexFunc(holders(p), func(h uint64) bool { return h != p.self })
+	p.Seen(other, 4, 0) // four of them are neighbours
 	var got []int
 	for {
 		i, _, ok := take(p, "m0", time.Second)
@@ -236,9 +239,9 @@ func TestFull(t *testing.T) {
 	if len(got) != spreadMost {
 		t.Fatalf("%d pieces were brought in that nobody has, want %d", len(got), spreadMost)
 	}
-	p.Seen(got[3], 1, time.Second) // one of four others
+	p.Seen(got[3], 1, time.Second)
 	if _, _, ok := take(p, "m0", time.Second); ok {
-		t.Error("a piece that a quarter of the others have counts as passed on")
+		t.Error("a piece that a quarter of the neighbours have counts as passed on")
 	}
 	p.Seen(got[3], 2, time.Second)
 	if _, _, ok := take(p, "m0", time.Second); !ok {
