@@ -6,20 +6,22 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/qs-peer/qs-peer/bench/lab"
 )
 
 // processTime returns the processor time that a running process has used, to the
 // 10 ms that Linux tells (proc_pid_stat(5)).
 func processTime(pid int) (time.Duration, error) {
-	fields, err := processStat(pid)
+	fields, err := lab.Stat(pid)
 	if err != nil {
 		return 0, err
 	}
-	user, err := strconv.Atoi(fields[14-3])
+	user, err := strconv.Atoi(fields[14])
 	if err != nil {
 		return 0, err
 	}
-	system, err := strconv.Atoi(fields[15-3])
+	system, err := strconv.Atoi(fields[15])
 	return time.Duration(user+system) * 10 * time.Millisecond, err
 }
 

@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/qs-peer/qs-peer/bench/lab"
 )
 
 // MemoryDir is where nodes keep their data by default: in memory, because
@@ -72,23 +73,9 @@ func scratchOwner(name string) (pid int, started uint64, ok bool) {
 // startTime returns when a process started, in clock ticks since boot
 // (proc_pid_stat(5)).
 func startTime(pid int) (uint64, error) {
-	fields, err := processStat(pid)
+	fields, err := lab.Stat(pid)
 	if err != nil {
 		return 0, err
 	}
-	return strconv.ParseUint(fields[22-3], 10, 64)
-}
-
-// processStat returns the fields of /proc/PID/stat from the third on: the second,
-// the name, may hold anything.
-func processStat(pid int) ([]string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return nil, err
-	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 22 {
-		return nil, fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(fields)+2)
-	}
-	return fields, nil
+	return strconv.ParseUint(fields[22], 10, 64)
 }

@@ -184,16 +184,11 @@ func (p *process) used() (time.Duration, error) {
 // treeTime returns the processor time of a process, the children it has waited
 // for and those that run, to 10 ms each (proc_pid_stat(5)).
 func treeTime(pid int) (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields, err := lab.Stat(pid)
 	if err != nil {
 		return 0, err
 	}
-	// The second field, the name, may hold anything.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const utime, cstime = 14 - 3, 17 - 3
-	if len(fields) <= cstime {
-		return 0, fmt.Errorf("/proc/%d/stat has only %d fields", pid, len(fields)+2)
-	}
+	const utime, cstime = 14, 17
 	var total time.Duration
 	for _, field := range fields[utime : cstime+1] {
 		ticks, err := strconv.ParseInt(field, 10, 64)
