@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
@@ -19,14 +18,7 @@ func (b *byteSize) String() string {
 func (b *byteSize) Type() string { return "size" }
 
 func (b *byteSize) Set(s string) error {
-	number, unit := strings.ToLower(strings.TrimSpace(s)), 0.0
-	for _, u := range byteUnits {
-		if n, ok := strings.CutSuffix(number, u.suffix); ok {
-			number, unit = strings.TrimSpace(n), u.bytes
-			break
-		}
-	}
-	v, err := strconv.ParseFloat(number, 64)
+	v, unit, err := parseUnit(s, byteUnits)
 	if err != nil || math.IsNaN(v) || v < 0 || unit == 0 || v*unit >= math.MaxInt64/1024 {
 		return fmt.Errorf("%q is no size; want a number with a unit, like 256MiB (kB, MB, GB, KiB, MiB, GiB, or B)", s)
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"strconv"
 	"strings"
 
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
@@ -11,15 +10,6 @@ import (
 
 // rate is a flag in bytes per second, like 20MB/s. 0 means no limit.
 type rate int64
-
-// byteUnits are the units of a rate, longest suffix first.
-var byteUnits = []struct {
-	suffix string
-	bytes  float64
-}{
-	{"kib", 1 << 10}, {"mib", 1 << 20}, {"gib", 1 << 30},
-	{"kb", 1e3}, {"mb", 1e6}, {"gb", 1e9}, {"b", 1},
-}
 
 func (r *rate) String() string {
 	if *r == 0 {
@@ -31,15 +21,7 @@ func (r *rate) String() string {
 func (r *rate) Type() string { return "rate" }
 
 func (r *rate) Set(s string) error {
-	number := strings.TrimSuffix(strings.ToLower(strings.TrimSpace(s)), "/s")
-	unit := 0.0
-	for _, u := range byteUnits {
-		if n, ok := strings.CutSuffix(number, u.suffix); ok {
-			number, unit = strings.TrimSpace(n), u.bytes
-			break
-		}
-	}
-	v, err := strconv.ParseFloat(number, 64)
+	v, unit, err := parseUnit(strings.TrimSuffix(strings.ToLower(strings.TrimSpace(s)), "/s"), byteUnits)
 	switch {
 	case err != nil || math.IsNaN(v) || math.IsInf(v, 0):
 		return fmt.Errorf("%q is no rate; want a number of bytes per second with a unit, like 20MB/s or 512KiB/s, or 0 for no limit", s)
