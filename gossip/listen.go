@@ -39,6 +39,9 @@ func (g *Gossip) listen(o Options) error {
 	// 24 s. A wrong one is refuted soon and costs little here.
 	c.SuspicionMaxTimeoutMult = 2
 	c.PushPullInterval = 15 * time.Second
+	// Records are small and mostly hashes: LZW costs more than what it saves.
+	c.EnableCompression = false
+	c.UDPBufferSize -= 5 // the checksum before a packet, which memberlist does not count
 	c.Name = o.Facts.Name
 	c.Transport = transport
 	c.ProtocolVersion = protocol

@@ -42,6 +42,7 @@ func (s *Swarm) announced(l *link, m *pp.Message) {
 			l.set(i, i < len(m.Bitfield) && m.Bitfield[i])
 		}
 	}
+	l.holding.offerSome(l)
 }
 
 // hide keeps from the client that a peer has a piece which it gets from another
@@ -107,13 +108,18 @@ func (l *link) set(i int, has bool) {
 		return
 	}
 	l.has[i] = has
-	n := 1
-	if !has {
-		n = -1
-	}
+	n := change(has)
 	l.count += n
+	l.offers[l.holding.offers.state[i]] += n
 	l.holding.seen[i] += n
 	l.holding.sourcing.see(i, l.holding.seen[i])
+}
+
+func change(up bool) int {
+	if up {
+		return 1
+	}
+	return -1
 }
 
 // forget takes back what a peer that is gone had. Swarm.mu is held.

@@ -36,6 +36,7 @@ type holding struct {
 	sourcing     *sourcing                        // nil unless fetched
 	seen         []int                            // how many connected peers have each piece, if fetched
 	pending      map[int]pending                  // what the client asked peers for, if fetched
+	offers       *offers                          // what the client knows to be missing, if fetched
 	dials        map[torrent.PeerID]*dial
 	lastData     time.Time // when useful payload last came
 	stalls       int       // how often in a row the watchdog intervened
@@ -51,6 +52,7 @@ type link struct {
 	unclaimed int64            // bytes of the last block, until it is known to be useful
 	has       []bool           // which pieces the peer has; nil if it did not say, or nothing is missing here
 	count     int              // how many of them
+	offers    [offerStates]int // how many of them in each state
 	hidden    map[int]struct{} // those of which the client does not know
 }
 
@@ -245,6 +247,7 @@ func (h *holding) pieceChecked(piece int, good bool) {
 		s.wakeKeeper()
 	case h.sourcing != nil:
 		h.sourcing.have(piece)
+		h.settlePiece(piece)
 	}
 }
 
@@ -273,6 +276,7 @@ func (h *holding) pieceArrived(piece int, from torrent.PeerID, good, missing boo
 	s.credit(h, sent)
 	s.thank(from)
 	h.sourcing.have(piece)
+	h.settlePiece(piece)
 	h.lastData = time.Now()
 	h.stalls = 0
 }

@@ -125,6 +125,9 @@ func (s *Swarm) tend(now time.Time) {
 
 	for _, h := range damaged {
 		for _, i := range h.store.bad() {
+			s.mu.Lock()
+			h.missAgain(i)
+			s.mu.Unlock()
 			h.lib.Piece(i).UpdateCompletion()
 			if h.sourcing != nil {
 				h.sourcing.lost(i)

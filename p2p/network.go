@@ -34,10 +34,15 @@ type network struct {
 	conns  map[*conn]struct{}
 	closed bool
 	idle   sync.WaitGroup // open connections
+
+	announcer  *time.Timer
+	announcing map[*conn]struct{} // that hold announcements; nil: the timer is not set
 }
 
 func newNetwork(ctx context.Context, s *Swarm) *network {
-	return &network{swarm: s, ctx: ctx, conns: make(map[*conn]struct{})}
+	n := &network{swarm: s, ctx: ctx, conns: make(map[*conn]struct{})}
+	n.announcer = time.AfterFunc(announceAfter, n.announce)
+	return n
 }
 
 // dialName is what a peer is called towards the torrent client. It is no
@@ -110,6 +115,7 @@ func (n *network) close() error {
 	}
 	n.mu.Lock()
 	n.closed = true
+	n.announcer.Stop()
 	for c := range n.conns {
 		go c.Close()
 	}
@@ -170,6 +176,9 @@ type conn struct {
 
 	waker   *waker // this and framing are the reader's
 	framing framing
+
+	writing sync.Mutex
+	held    []byte // announcements that wait for something to go with; guarded by writing
 }
 
 func (c *conn) RemoteAddr() net.Addr { return c.remote }
@@ -178,21 +187,33 @@ func (c *conn) RemoteAddr() net.Addr { return c.remote }
 // is shorter goes before pieces.
 const shortMessages = 1 << 10
 
-// Write waits for the upload budget first, a chunk at a time.
+// Write waits for the upload budget first, a chunk at a time. The client writes
+// whole messages; announcements of pieces may wait.
 func (c *conn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.hold(p) {
+		return len(p), nil
+	}
+	return c.send(p)
+}
+
+// send sends the announcements that were held back, and p. c.writing is held.
+func (c *conn) send(p []byte) (int, error) {
 	upload := c.network.swarm.o.Upload
 	short := len(p) <= shortMessages
 	written := 0
-	for len(p) > 0 {
+	for held := c.held; len(p)+len(held) > 0; held = nil {
 		n := min(len(p), upload.chunk())
 		class := Urgent
 		if !short {
 			class = c.network.class(c.peer.Load())
 		}
-		if err := upload.Wait(c.ctx, class, n); err != nil {
+		if err := upload.Wait(c.ctx, class, n+len(held)); err != nil {
 			return written, net.ErrClosed
 		}
-		m, err := c.Conn.Write(p[:n])
+		c.held = c.held[:0]
+		m, err := writeBoth(c.Conn, held, p[:n])
 		written += m
 		if err != nil {
 			return written, err
@@ -200,6 +221,20 @@ func (c *conn) Write(p []byte) (int, error) {
 		p = p[n:]
 	}
 	return written, nil
+}
+
+// writeBoth writes one after the other, in one system call if it can, and returns
+// how much of the second was written. Nothing empty is written.
+func writeBoth(c net.Conn, first, second []byte) (int, error) {
+	switch {
+	case len(first) == 0:
+		return c.Write(second)
+	case len(second) == 0:
+		_, err := c.Write(first)
+		return 0, err
+	}
+	n, err := (&net.Buffers{first, second}).WriteTo(c)
+	return max(0, int(n)-len(first)), err
 }
 
 // Read waits for the download budget after the fact: the peer is slowed down by

@@ -10,7 +10,7 @@ import (
 // unsent is how much may wait in the kernel to be sent first, in bytes. What has
 // been given to the kernel can not be taken back when the receiver got it from
 // elsewhere, and is what the next piece, which others may need more, waits for.
-const unsent = 32 << 10
+const unsent = 64 << 10
 
 // keepShort bounds a connection's queue in the kernel (TCP_NOTSENT_LOWAT). What is
 // in flight is not bounded by it, so neither is the rate on a long way.

@@ -82,6 +82,8 @@ func (h *holding) source(good []bool) {
 	}
 	s.mu.Lock()
 	h.sourcing, h.seen, h.pending = so, make([]int, h.torrent.Pieces()), make(map[int]pending)
+	h.offers = newOffers(good)
+	h.offerAny()
 	s.mu.Unlock()
 }
 

@@ -39,9 +39,10 @@ type store struct {
 
 	mu     sync.Mutex // guards what follows
 	good   []bool
-	done   int64 // bytes of good pieces
-	pieces int   // good ones
-	ended  bool  // complete is closed
+	told   []bool // that it is missing, if it is; nil: all are
+	done   int64  // bytes of good pieces
+	pieces int    // good ones
+	ended  bool   // complete is closed
 }
 
 // storeWatcher hears what happens to a store: of a good piece before it counts
@@ -117,6 +118,15 @@ func (s *store) isGood(i int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.good[i]
+}
+
+// conceal has the client not know which pieces are missing but of those that tell names.
+func (s *store) conceal() { s.told = make([]bool, len(s.good)) }
+
+func (s *store) tell(i int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told[i] = true
 }
 
 func (s *store) mark(i int, good bool) {
@@ -272,7 +282,10 @@ func (p storePiece) MarkComplete() error    { return nil }
 func (p storePiece) MarkNotComplete() error { return nil }
 
 func (p storePiece) Completion() storage.Completion {
-	return storage.Completion{Ok: true, Complete: p.isGood(p.i)}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	good := p.good[p.i]
+	return storage.Completion{Ok: good || p.told == nil || p.told[p.i], Complete: good}
 }
 
 var hashBuffers = sync.Pool{New: func() any { return new([blockSize]byte) }}

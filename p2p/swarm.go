@@ -233,6 +233,7 @@ func (s *Swarm) fetch(h *holding, path string, progress func(Progress)) error {
 		return err
 	}
 	store := newStore(h.torrent, f, good, h)
+	store.conceal()
 	h.source(good)
 	if err := s.attach(h, store); err != nil {
 		return err
@@ -241,6 +242,7 @@ func (s *Swarm) fetch(h *holding, path string, progress func(Progress)) error {
 	defer s.setFetching(h, false)
 	h.lib.DownloadAll()
 	defer h.sourcing.start()()
+	defer h.offers.start(h)()
 	report := func() {
 		s.mu.Lock()
 		p := s.progress(h)

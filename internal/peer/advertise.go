@@ -83,13 +83,16 @@ func (a *advertiser) fill(f *gossip.Facts) {
 	}
 }
 
+// figuresEvery is how often at most the others hear how far a fetch is.
+const figuresEvery = time.Second
+
 // A pacer tells the figures of a fetch, which change all the time, no more often
-// than advertiseEvery, but when a fetch begins or ends and when the state changes.
+// than figuresEvery, but when a fetch begins or ends and when the state changes.
 type pacer struct{ told time.Time }
 
 // pace takes the figures in f back to what was told before if it is too early.
 func (p *pacer) pace(f *gossip.Facts, before gossip.Facts, now time.Time) {
-	if f.Fetching != before.Fetching || f.State != before.State || now.Sub(p.told) >= advertiseEvery {
+	if f.Fetching != before.Fetching || f.State != before.State || now.Sub(p.told) >= figuresEvery {
 		p.told = now
 		return
 	}

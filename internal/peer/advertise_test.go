@@ -24,9 +24,9 @@ func TestPacer(t *testing.T) {
 	}{
 		{"at first", time.Second, 0, fetching, 0, 0, 0},
 		{"a fetch begins", 0, 1, fetching, 0, 10, 10},
-		{"too early", advertiseEvery / 5, 1, fetching, 7, 20, 10},
-		{"too early still", advertiseEvery / 5, 1, fetching, 8, 30, 10},
-		{"in time", advertiseEvery, 1, fetching, 8, 40, 40},
+		{"too early", figuresEvery / 5, 1, fetching, 7, 20, 10},
+		{"too early still", figuresEvery / 5, 1, fetching, 8, 30, 10},
+		{"in time", figuresEvery, 1, fetching, 8, 40, 40},
 		{"the fetch ends", 0, 0, fetching, 8, 50, 50},
 		{"another state", 0, 0, string(replica.Serving), 8, 60, 60},
 	} {

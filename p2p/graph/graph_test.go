@@ -63,8 +63,8 @@ func TestGraph(t *testing.T) {
 			if n <= FullMesh && len(peers) != n-1 {
 				t.Fatalf("%d of %d are connected", len(peers), n-1)
 			}
-			if n > FullMesh && (len(peers) > Degree || len(peers) < 2) {
-				t.Fatalf("%d neighbours", len(peers))
+			if n > FullMesh && (len(peers) > Degree || len(peers) < Degree-2) {
+				t.Fatalf("%d of %d nodes are neighbours", len(peers), n)
 			}
 			for b := range peers {
 				if !g[b][a] {
@@ -85,6 +85,22 @@ func TestGraph(t *testing.T) {
 			t.Fatalf("%d of %d reached", len(reached), n)
 		}
 	})
+}
+
+// TestRegular finds all but a few nodes with as many neighbours as they should have.
+func TestRegular(t *testing.T) {
+	for _, n := range []int{13, 16, 24, 50, 200} {
+		const snapshots = 20
+		short := 0
+		for s := range snapshots {
+			for _, peers := range neighbours([20]byte{byte(s), 1}, nodes(n)) {
+				short += Degree - len(peers)
+			}
+		}
+		if share := float64(short) / (snapshots * float64(n) * Degree); share > 0.02 {
+			t.Errorf("%d nodes: %.1f%% of the connections are missing", n, 100*share)
+		}
+	}
 }
 
 // TestDeathIsLocal removes a node: only those next to it get new neighbours.
