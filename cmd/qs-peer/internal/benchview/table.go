@@ -50,7 +50,7 @@ func conditions(r *bench.SwarmReport) []string {
 			links += fmt.Sprintf(" (bucket %s)", term.Bytes(int64(r.Burst)))
 		}
 	}
-	lines = append(lines, "  "+links, "  peers    TCP without TLS, frames of 1,514 bytes")
+	lines = append(lines, "  "+links, fmt.Sprintf("  peers    TCP without TLS, %s, %d frames of 1,514 bytes at a time", lab.Congestion, lab.FramesAtOnce))
 	disk := "data     in " + r.Dir
 	if r.Dir == bench.MemoryDir {
 		disk += ", which is memory: these machines would all share one disk"
