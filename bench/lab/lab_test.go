@@ -133,7 +133,7 @@ func TestRateIsHeld(t *testing.T) {
 			check(t, err)
 			received, err := to.Traffic()
 			check(t, err)
-			if ratio := float64(received.Received) / float64(sent.Sent); ratio < 0.9 || ratio > 1.01 { // the rest waits in the queue or was dropped
+			if ratio := float64(received.Received) / float64(sent.Sent); ratio < 0.8 || ratio > 1.01 { // the rest waits in the queue or was dropped, as cubic has it
 				t.Errorf("%d bytes sent, %d received", sent.Sent, received.Received)
 			}
 		})
