@@ -125,13 +125,8 @@ func (s *Swarm) tend(now time.Time) {
 
 	for _, h := range damaged {
 		for _, i := range h.store.bad() {
-			s.mu.Lock()
-			h.missAgain(i)
-			s.mu.Unlock()
+			s.lose(h, i)
 			h.lib.Piece(i).UpdateCompletion()
-			if h.sourcing != nil {
-				h.sourcing.lost(i)
-			}
 		}
 	}
 	for _, c := range hangUp {
@@ -147,6 +142,20 @@ func (s *Swarm) tend(now time.Time) {
 		}
 		s.unstall(w.holding, w.stalled)
 	}
+}
+
+// lose notes that a piece is missing again, unless it came in just now.
+func (s *Swarm) lose(h *holding, i int) {
+	in := &h.store.incoming[i]
+	in.mu.Lock() // held from when a piece is told to be good until it counts as such
+	defer in.mu.Unlock()
+	if h.sourcing == nil || h.store.isGood(i) {
+		return
+	}
+	s.mu.Lock()
+	h.missAgain(i)
+	s.mu.Unlock()
+	h.sourcing.lost(i)
 }
 
 // toDial returns the peers to be dialled now for a torrent: the neighbours in

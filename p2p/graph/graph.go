@@ -1,7 +1,7 @@
 // Package graph decides which nodes of a colo connect to which to exchange the
 // pieces of a snapshot. It is pure, so that the simulator makes the same choices.
 //
-// Few nodes are all connected. Of many, each has exactly Degree neighbours: the nodes
+// Few nodes are all connected. Of many, each has Degree neighbours (one or two fewer where a dozen nodes leave no choice): the nodes
 // stand on Degree/2 rings, each in a pseudo-random order of its own, and everybody
 // connects to the next and to the one before on every ring (Law and Siu, "Distributed construction
 // of random expander networks", 2003). Where two nodes that are next to each other already
