@@ -25,10 +25,11 @@
 // Where things are: swarm.go the surface; holding.go one torrent's life and its
 // accounting; progress.go how far a fetch is, and who sent what; store.go its
 // file; network.go how the client reaches peers, and what it gets to know of them;
-// keeper.go whom to connect to, and when to start over; availability.go what
-// the colo has; sourcing.go how what it lacks is asked for; pieces*.go the same
-// over the peer protocol; budget.go how much may go; wake.go and sendqueue.go how
-// the kernel is used; swarmconfig.go the client's settings.
+// announce.go when peers hear what came in; keeper.go whom to connect to, and when
+// to start over; availability.go what the colo has, and offer.go what of that the
+// client knows to be missing here; sourcing.go how what the colo lacks is asked for;
+// pieces*.go the same over the peer protocol; budget.go how much may go; wake.go and
+// sendqueue.go how the kernel is used; swarmconfig.go the client's settings.
 //
 // # Peer protocol
 //

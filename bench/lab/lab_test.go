@@ -120,7 +120,7 @@ func TestRateIsHeld(t *testing.T) {
 			from := addHost(t, n, place, link)
 			// A machine that is busy with other work carries less at times, and never more.
 			for try := 1; ; try++ {
-				got := transfer(t, from, to, 1500*time.Millisecond)
+				got := transfer(t, from, to, 3*time.Second)
 				off := got/c.want - 1
 				if math.Abs(off) <= 0.03 {
 					break
@@ -133,7 +133,7 @@ func TestRateIsHeld(t *testing.T) {
 			check(t, err)
 			received, err := to.Traffic()
 			check(t, err)
-			if ratio := float64(received.Received) / float64(sent.Sent); ratio < 0.8 || ratio > 1.01 { // the rest waits in the queue or was dropped, as cubic has it
+			if ratio := float64(received.Received) / float64(sent.Sent); ratio < 0.9 || ratio > 1.01 { // the rest waits in the queue or was dropped
 				t.Errorf("%d bytes sent, %d received", sent.Sent, received.Received)
 			}
 		})
