@@ -30,8 +30,7 @@ type node struct {
 
 	upload, download, egress, mint rate
 
-	tlsCA, tlsCert, tlsKey string
-	logLevel, logFormat    string
+	logLevel, logFormat string
 }
 
 // nodeCommand returns cmd as the command that runs a node of a role.
@@ -52,8 +51,8 @@ func (n *node) flags(cmd *cobra.Command) {
 	f, o := cmd.Flags(), &n.peer
 	f.StringVar(&o.Data, "data", "", "data `directory`, made if need be (required)")
 	f.StringVar(&n.config, "config", "", "YAML `file` with the same names as these flags, which win over it (default none)")
-	f.StringVar(&o.Name, "name", "", "`name` of the node, unique in the fleet (default: HOSTNAME-DIR, after the machine and the data directory's last element)")
-	f.StringVar(&o.Colo, "colo", "default", "`place` of the node: pieces and log entries come from the same place if they can")
+	f.StringVar(&o.Name, "name", "", "`name` of the node, unique in the fleet (default: the certificate's, or without TLS HOSTNAME-DIR, after the machine and the data directory's last element)")
+	f.StringVar(&o.Colo, "colo", "", "`place` of the node: pieces and log entries come from the same place if they can (default: the certificate's, or without TLS \""+peer.DefaultColo+"\")")
 	f.StringSliceVar(&o.Join, "join", nil, "gossip `addresses` of members to join, host:port,… (default none)")
 	if o.Role == gossip.Manager {
 		f.BoolVar(&o.Init, "init", false, "create a dataset and take its writes even when joining others (default false: a new manager that joins nobody does, one that joins follows)")
@@ -64,9 +63,9 @@ func (n *node) flags(cmd *cobra.Command) {
 	f.StringVar(&o.HTTPAddr, "http-addr", peer.DefaultHTTPAddr, "listen here for HTTP: the commands, metrics, health")
 	f.StringVar(&o.RESPAddr, "resp-addr", "127.0.0.1:7949", "listen here for Redis clients; \"\" does not")
 	f.StringVar(&o.RESPUnix, "resp-unix", "", "listen for Redis clients on this Unix socket `path` too (default none)")
-	f.StringVar(&n.tlsCA, "tls-ca", "", "`file` of certificates that peers are checked against (default none; not available yet)")
-	f.StringVar(&n.tlsCert, "tls-cert", "", "`file` of this node's certificate (default none; not available yet)")
-	f.StringVar(&n.tlsKey, "tls-key", "", "`file` of this node's key (default none; not available yet)")
+	f.StringVar(&o.TLS.CA, "tls-ca", "", "`file` of the authorities' certificates that all others' are checked against (default none: no TLS)")
+	f.StringVar(&o.TLS.Cert, "tls-cert", "", "`file` of this node's certificate, which says its role, colo and name (default none: no TLS)")
+	f.StringVar(&o.TLS.Key, "tls-key", "", "`file` of the certificate's key, for this node only to read (default none: no TLS)")
 	f.BoolVar(&o.Insecure, "insecure", false, "listen beyond this machine without TLS: on trusted networks only (default false)")
 	if o.Role == gossip.Manager {
 		f.DurationVar(&o.SnapshotEvery, "snapshot-every", time.Hour, "publish a snapshot so often when there are new entries; 0 only when asked")
@@ -93,16 +92,13 @@ func (n *node) complete(cmd *cobra.Command) error {
 	if o.Data == "" {
 		return usagef("--data is missing: which directory is the node's?")
 	}
-	if n.tlsCA != "" || n.tlsCert != "" || n.tlsKey != "" {
-		return usagef("mutual TLS is not available yet: leave --tls-ca, --tls-cert and --tls-key out; on a network you trust --insecure goes without")
-	}
 	if n.logFormat != "text" && n.logFormat != "json" {
 		return usagef("--log-format %q: want text or json", n.logFormat)
 	}
 	if o.Role == gossip.Manager && o.KeepSnapshots < 1 {
 		return usagef("--keep-snapshots %d: a manager keeps at least one", o.KeepSnapshots)
 	}
-	if o.Name == "" {
+	if o.Name == "" && o.TLS.Cert == "" {
 		name, err := defaultName(o.Data)
 		if err != nil {
 			return err

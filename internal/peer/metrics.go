@@ -12,10 +12,8 @@ import (
 	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
-// newRegistry returns the node's registry: every part of the node registers
-// with it.
-func newRegistry(o *Options) *prometheus.Registry {
-	reg := prometheus.NewRegistry()
+// registerNode registers what is the process's, and who the node is.
+func registerNode(reg prometheus.Registerer, o *Options) {
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "qs_build_info",
@@ -26,7 +24,6 @@ func newRegistry(o *Options) *prometheus.Registry {
 	})
 	info.Set(1)
 	reg.MustRegister(info)
-	return reg
 }
 
 // registerReplica exposes the replica's and the store's positions as they are

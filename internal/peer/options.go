@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 )
 
@@ -22,16 +23,20 @@ const (
 	DefaultHTTPAddr   = "127.0.0.1:7948"
 )
 
+// DefaultColo is the colo of a node that is told none.
+const DefaultColo = "default"
+
 // DefaultKeepSnapshots is how many snapshots a manager keeps.
 const DefaultKeepSnapshots = 2
 
-// Options configure a node. Data, Name and Role are required. Listen addresses
-// are host:port; port 0 takes a free one.
+// Options configure a node. Data, Name and Role are required; with TLS the name is
+// the certificate's, as the colo is. Listen addresses are host:port; port 0 takes a
+// free one.
 type Options struct {
 	Data string // the data directory
-	Name string
+	Name string // if both are given, the certificate's must be this
 	Role gossip.Role
-	Colo string
+	Colo string // default: the certificate's, or else DefaultColo
 
 	GossipAddr string // default DefaultGossipAddr
 	SwarmAddr  string // default DefaultSwarmAddr
@@ -45,6 +50,9 @@ type Options struct {
 	// otherwise waits for the dataset of those it joins and follows it.
 	Join []string
 	Init bool
+	// TLS are the node's certificate and what others' are checked against: all three
+	// files, or none for plain TCP.
+	TLS trust.Files
 	// Insecure allows listening on other than loopback addresses without TLS.
 	Insecure bool
 
@@ -108,11 +116,33 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// tls reports whether the node speaks TLS.
+func (o *Options) tls() bool { return o.TLS != trust.Files{} }
+
+// identify makes the node who its certificate says.
+func (o *Options) identify(id trust.Identity) error {
+	role := gossip.Role(id.Role)
+	switch {
+	case role != o.Role:
+		return fmt.Errorf("certificate %s is of a %s (%s), and this is a %s", o.TLS.Cert, id.Role, id, o.Role)
+	case o.Name != "" && o.Name != id.Name:
+		return fmt.Errorf("--name is %s, and certificate %s is of %s: leave --name out, or use that node's certificate", o.Name, o.TLS.Cert, id.Name)
+	case o.Colo != "" && o.Colo != id.Colo:
+		return fmt.Errorf("--colo is %s, and certificate %s says %s: leave --colo out, or use a certificate of that colo", o.Colo, o.TLS.Cert, id.Colo)
+	}
+	o.Name, o.Colo = id.Name, id.Colo
+	return nil
+}
+
 func (o *Options) validate(ctx context.Context) error {
 	switch {
 	case o.Data == "":
 		return errors.New("no data directory given: pass --data DIR")
-	case o.Name == "":
+	case o.TLS != (trust.Files{}) && (o.TLS.CA == "" || o.TLS.Cert == "" || o.TLS.Key == ""):
+		return errors.New("--tls-ca, --tls-cert and --tls-key go together: give all three")
+	case o.tls() && o.Insecure:
+		return errors.New("--insecure is for nodes without TLS: leave it out, or the --tls- files")
+	case o.Name == "" && !o.tls():
 		return errors.New("the node has no name: pass --name, unique in the fleet")
 	case o.Role != gossip.Manager && o.Role != gossip.Worker:
 		return fmt.Errorf("role %q: want %q or %q", o.Role, gossip.Manager, gossip.Worker)
@@ -136,7 +166,7 @@ func (o *Options) validate(ctx context.Context) error {
 		if l.addr == "" {
 			continue
 		}
-		if err := l.validate(ctx, o.Insecure); err != nil {
+		if err := l.validate(ctx, o.Insecure || o.tls()); err != nil {
 			return err
 		}
 	}
@@ -148,12 +178,12 @@ func (o *Options) validate(ctx context.Context) error {
 	return nil
 }
 
-func (l listenAddr) validate(ctx context.Context, insecure bool) error {
+func (l listenAddr) validate(ctx context.Context, anywhere bool) error {
 	host, _, err := net.SplitHostPort(l.addr)
 	if err != nil {
 		return fmt.Errorf("%s %q: want host:port: %w", l.flag, l.addr, err)
 	}
-	if insecure {
+	if anywhere {
 		return nil
 	}
 	local, err := isLoopback(ctx, host)
@@ -162,7 +192,7 @@ func (l listenAddr) validate(ctx context.Context, insecure bool) error {
 	}
 	if !local {
 		return fmt.Errorf("%s %s reaches beyond this machine without TLS: whoever can connect could read, write and join; "+
-			"listen on a loopback address, or pass --insecure if the network is trusted", l.flag, l.addr)
+			"give --tls-ca, --tls-cert and --tls-key (qs-peer ca makes some to try), listen on a loopback address, or pass --insecure if the network is trusted", l.flag, l.addr)
 	}
 	return nil
 }

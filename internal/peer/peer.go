@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // leaveTimeout bounds telling the others that the node goes.
@@ -54,7 +58,10 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 			err = errors.Join(err, p.stop.run(ctx))
 		}
 	}()
-	reg := newRegistry(&o)
+	reg, creds, err := introduce(&o)
+	if err != nil {
+		return nil, err
+	}
 	disk, err := openStorage(ctx, &o, reg, &p.stop)
 	if err != nil {
 		return nil, err
@@ -64,7 +71,7 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 		return nil, err
 	}
 	w := &wiring{
-		o: &o, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
+		o: &o, creds: creds, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
 		changed: newSignal(), ready: make(chan struct{}),
 	}
 	if err := w.transfer(); err != nil {
@@ -96,6 +103,26 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	o.Logger.Info("node started", "name", o.Name, "role", o.Role, "writer", disk.node.writer(),
 		"dataset", dataset, "applied", disk.store.State().Pos.Seq, "http", p.addrs.HTTP, "gossip", p.addrs.Gossip)
 	return p, nil
+}
+
+// introduce opens the node's credentials, if it has some, which say who it is, and
+// makes its registry, which says that to others.
+func introduce(o *Options) (*prometheus.Registry, *trust.Credentials, error) {
+	reg := prometheus.NewRegistry()
+	if !o.tls() {
+		o.Colo = cmp.Or(o.Colo, DefaultColo)
+		registerNode(reg, o)
+		return reg, nil, nil
+	}
+	creds, err := trust.Open(trust.Options{Files: o.TLS, Logger: o.Logger.With("part", "tls"), Registerer: reg})
+	if err != nil {
+		return nil, nil, fmt.Errorf("open TLS files: %w", err)
+	}
+	if err := o.identify(creds.Identity()); err != nil {
+		return nil, nil, &OptionError{err}
+	}
+	registerNode(reg, o)
+	return reg, creds, nil
 }
 
 // settle waits until a writer serves: it needs nobody for that, so whoever sees

@@ -13,19 +13,21 @@ import (
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 )
 
 // wiring connects the parts of a node, bottom up, and sets them going. What it
 // starts is stopped by stop, in reverse order.
 type wiring struct {
-	o    *Options
-	disk *storage
-	ls   *listeners
-	reg  *prometheus.Registry
-	stop *cleanup
-	fail func(error) // the node can not go on
-	life *life
+	o     *Options
+	creds *trust.Credentials // nil: no TLS
+	disk  *storage
+	ls    *listeners
+	reg   *prometheus.Registry
+	stop  *cleanup
+	fail  func(error) // the node can not go on
+	life  *life
 
 	changed  *signal // something happened that the others should hear of
 	swarm    *p2p.Swarm
@@ -149,6 +151,9 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	}
 
 	w.stop.add("stop background work", w.life.stop)
+	if w.creds != nil {
+		w.life.run(w.creds.Watch)
+	}
 	w.life.run(func(ctx context.Context) {
 		if err := rep.Run(ctx); err != nil {
 			w.fail(fmt.Errorf("replica stopped: %w", err))
