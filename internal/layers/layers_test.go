@@ -23,6 +23,7 @@ var allowed = map[string][]string{
 	"internal/memnet":            {},
 	"internal/trust":             {},
 	"internal/trust/trusttest":   {"internal/trust"},
+	"internal/signing":           {"internal/trust"},
 	"txlog":                      {"internal/durable"},
 	"chunker":                    {},
 	"lmdbstore":                  {"txlog", "internal/durable", "lmdbstore/internal/mdbfile"},
@@ -31,11 +32,11 @@ var allowed = map[string][]string{
 	"p2p/graph":                  {},
 	"p2p/lease":                  {},
 	"gossip":                     {"txlog", "internal/trust"},
-	"internal/snapshot":          {"txlog", "chunker", "lmdbstore", "internal/durable"},
+	"internal/snapshot":          {"txlog", "chunker", "lmdbstore", "internal/durable", "internal/signing"},
 	"internal/replica":           {"txlog", "chunker"},
 	"internal/peer": {"txlog", "chunker", "lmdbstore", "p2p", "gossip", "internal/snapshot",
-		"internal/replica", "internal/durable", "internal/trust"},
-	"cmd/qs-peer":     {"bench", "bench/contender", "bench/lab", "bench/sim", "internal/peer", "internal/fleet", "gossip", "txlog", "chunker", "lmdbstore", "internal/snapshot", "internal/durable"},
+		"internal/replica", "internal/durable", "internal/trust", "internal/signing"},
+	"cmd/qs-peer":     {"bench", "bench/contender", "bench/lab", "bench/sim", "internal/peer", "internal/fleet", "gossip", "txlog", "chunker", "lmdbstore", "internal/snapshot", "internal/durable", "internal/signing"},
 	"bench":           {"*"},
 	"bench/contender": {"bench/lab", "chunker"},
 	"bench/lab":       {},
@@ -57,6 +58,7 @@ var homes = map[string][]string{
 	"github.com/klauspost/":       {"p2p"},
 	"github.com/vishvananda/":     {"bench/lab"},
 	"github.com/spiffe/":          {"internal/trust"},
+	"golang.org/x/mod/":           {"internal/signing"},
 }
 
 type pkg struct {

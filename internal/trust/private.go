@@ -26,7 +26,8 @@ func ReadPrivate(path string) ([]byte, error) {
 }
 
 func readFile(path string, check func(os.FileInfo) error) ([]byte, error) {
-	f, err := os.Open(path)
+	// A pipe of that name must not make us wait for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
