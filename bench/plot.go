@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 )
 
@@ -103,9 +104,9 @@ func (r *round) oneCopyOut(ctx context.Context, ih chunker.InfoHash) bool {
 
 // have asks a worker which pieces it holds, over its own loopback.
 func (n *swarmNode) have(ctx context.Context, ih chunker.InfoHash, pieces int) ([]bool, error) {
-	client := p2p.NewClient(p2p.ClientOptions{Name: "bench", Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+	client := p2p.NewClient(p2p.ClientOptions{Name: "bench", Dial: func(ctx context.Context, addr string, _ func(trust.Identity) error) (net.Conn, error) {
 		return n.host.Dial(ctx, "tcp", addr)
 	}})
 	defer client.Close()
-	return client.Have(ctx, n.node.Addrs.Peer, ih, pieces)
+	return client.Have(ctx, p2p.Target{Addr: n.node.Addrs.Peer}, ih, pieces)
 }

@@ -53,7 +53,7 @@ func TestPiecesWithinBudget(t *testing.T) {
 		go func() {
 			buf := make([]byte, s.torrent.PieceLength())
 			for i := 0; time.Now().Before(deadline); i++ {
-				if err := c.Piece(t.Context(), addr, s.torrent.InfoHash(), i%s.torrent.Pieces(), buf); err != nil {
+				if err := c.Piece(t.Context(), Target{Addr: addr}, s.torrent.InfoHash(), i%s.torrent.Pieces(), buf); err != nil {
 					ended <- err
 					return
 				}

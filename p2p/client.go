@@ -51,7 +51,7 @@ type ClientOptions struct {
 	Name string
 	// Download limits what is received. Default: no limit.
 	Download *Budget
-	// Dial connects to other peers. Default: TCP.
+	// Dial connects to other peers. Default: TCP, without TLS.
 	Dial       DialFunc
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
@@ -60,20 +60,17 @@ type ClientOptions struct {
 // NewClient returns a client of the peer protocol.
 func NewClient(o ClientOptions) *Client {
 	if o.Dial == nil {
-		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "tcp", addr)
-		}
+		o.Dial = dialPlain
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	transport := func() *http.Transport {
 		return &http.Transport{
-			DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errTimeout)
 				defer cancel()
-				return o.Dial(ctx, addr)
+				return o.Dial.target(ctx)
 			},
 			DisableCompression:     true,
 			MaxResponseHeaderBytes: maxHeader,
@@ -102,12 +99,13 @@ func refuseRedirect(*http.Request, []*http.Request) error {
 }
 
 // get sends a request. The caller closes the body.
-func (c *Client) get(ctx context.Context, via *http.Client, addr, path string, query url.Values, dataset txlog.DatasetID) (*http.Response, error) {
-	u := url.URL{Scheme: "http", Host: addr, Path: path, RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+func (c *Client) get(ctx context.Context, via *http.Client, to Target, path string, query url.Values, dataset txlog.DatasetID) (*http.Response, error) {
+	u := url.URL{Scheme: "http", Host: to.host(), Path: path, RawQuery: query.Encode()}
+	req, err := http.NewRequestWithContext(withTarget(ctx, to), http.MethodGet, u.String(), nil)
 	if err != nil {
 		return nil, err
 	}
+	req.Host = to.Addr
 	req.Header.Set(protocolHeader, protocolVersion)
 	if !dataset.IsZero() {
 		req.Header.Set(datasetHeader, dataset.String())
@@ -162,22 +160,22 @@ func isAnswer(err error) bool {
 		errors.As(err, &trimmed) || errors.As(err, &diverged) || errors.As(err, &leased) || errors.As(err, &busy)
 }
 
-// Stream asks the peer at addr for the entries after pos, forever. A zero
+// Stream asks a peer for the entries after pos, forever. A zero
 // dataset accepts any (a node that holds nothing yet); Stream.Dataset then
 // tells which it is.
-func (c *Client) Stream(ctx context.Context, addr string, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
-	s, err := c.stream(ctx, addr, dataset, after)
+func (c *Client) Stream(ctx context.Context, from Target, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
+	s, err := c.stream(ctx, from, dataset, after)
 	if err != nil {
 		c.metrics.failed.Inc()
-		return nil, fmt.Errorf("stream the log of %s after entry %d: %w", addr, after.Seq, err)
+		return nil, fmt.Errorf("stream the log of %s after entry %d: %w", from, after.Seq, err)
 	}
 	return s, nil
 }
 
-func (c *Client) stream(ctx context.Context, addr string, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
+func (c *Client) stream(ctx context.Context, from Target, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	opening := time.AfterFunc(openTimeout, func() { cancel(errTimeout) })
-	resp, err := c.get(ctx, c.http, addr, logPath, url.Values{"after": {after.String()}}, dataset)
+	resp, err := c.get(ctx, c.http, from, logPath, url.Values{"after": {after.String()}}, dataset)
 	if err != nil {
 		opening.Stop()
 		cancel(err)
@@ -201,14 +199,14 @@ func (c *Client) stream(ctx context.Context, addr string, dataset txlog.DatasetI
 	if !opening.Stop() {
 		return fail(errTimeout)
 	}
-	return newStream(ctx, cancel, resp.Body, addr, got, after, c)
+	return newStream(ctx, cancel, resp.Body, from.Addr, got, after, c)
 }
 
 // Manifest fetches a snapshot's manifest: at most 64 KiB, unverified.
-func (c *Client) Manifest(ctx context.Context, addr string, h chunker.InfoHash) ([]byte, error) {
-	b, err := c.file(ctx, addr, snapshotPath+h.String()+manifestLeaf, maxManifest)
+func (c *Client) Manifest(ctx context.Context, from Target, h chunker.InfoHash) ([]byte, error) {
+	b, err := c.file(ctx, from, snapshotPath+h.String()+manifestLeaf, maxManifest)
 	if err != nil {
-		return nil, fmt.Errorf("fetch the manifest of snapshot %s from %s: %w", h, addr, err)
+		return nil, fmt.Errorf("fetch the manifest of snapshot %s from %s: %w", h, from, err)
 	}
 	return b, nil
 }
@@ -216,16 +214,16 @@ func (c *Client) Manifest(ctx context.Context, addr string, h chunker.InfoHash) 
 // Torrent fetches a snapshot's metainfo and checks that it has that infohash,
 // which does not cover the list of SHA-256s: compare the piece root with the
 // manifest's before using it.
-func (c *Client) Torrent(ctx context.Context, addr string, h chunker.InfoHash) (*chunker.Torrent, error) {
-	t, err := c.torrent(ctx, addr, h)
+func (c *Client) Torrent(ctx context.Context, from Target, h chunker.InfoHash) (*chunker.Torrent, error) {
+	t, err := c.torrent(ctx, from, h)
 	if err != nil {
-		return nil, fmt.Errorf("fetch the torrent of snapshot %s from %s: %w", h, addr, err)
+		return nil, fmt.Errorf("fetch the torrent of snapshot %s from %s: %w", h, from, err)
 	}
 	return t, nil
 }
 
-func (c *Client) torrent(ctx context.Context, addr string, h chunker.InfoHash) (*chunker.Torrent, error) {
-	b, err := c.file(ctx, addr, snapshotPath+h.String()+torrentLeaf, maxMetainfo)
+func (c *Client) torrent(ctx context.Context, from Target, h chunker.InfoHash) (*chunker.Torrent, error) {
+	b, err := c.file(ctx, from, snapshotPath+h.String()+torrentLeaf, maxMetainfo)
 	if err != nil {
 		return nil, err
 	}
@@ -240,10 +238,10 @@ func (c *Client) torrent(ctx context.Context, addr string, h chunker.InfoHash) (
 }
 
 // file fetches a small file.
-func (c *Client) file(ctx context.Context, addr, path string, limit int64) ([]byte, error) {
+func (c *Client) file(ctx context.Context, from Target, path string, limit int64) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, fileTimeout, errTimeout)
 	defer cancel()
-	resp, err := c.get(ctx, c.http, addr, path, nil, txlog.DatasetID{})
+	resp, err := c.get(ctx, c.http, from, path, nil, txlog.DatasetID{})
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -230,7 +231,7 @@ func TestHostilePeers(t *testing.T) {
 				runtime.ReadMemStats(&before)
 				c := p2p.NewClient(p2p.ClientOptions{Dial: network.dial})
 				begin := time.Now()
-				s, err := c.Stream(context.Background(), "peer:1", dataset, txlog.Pos{})
+				s, err := c.Stream(context.Background(), p2p.Target{Addr: "peer:1"}, dataset, txlog.Pos{})
 				if err == nil {
 					for err == nil {
 						_, _, err = s.Next(1 << 20)
@@ -267,12 +268,12 @@ func (firstOnly) Read([]byte) (int, error) { return 0, io.EOF }
 // A peer that does not answer a dial costs five seconds.
 func TestDialHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := p2p.NewClient(p2p.ClientOptions{Dial: func(ctx context.Context, _ string) (net.Conn, error) {
+		c := p2p.NewClient(p2p.ClientOptions{Dial: func(ctx context.Context, _ string, _ func(trust.Identity) error) (net.Conn, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}})
 		begin := time.Now()
-		_, err := c.Stream(context.Background(), "peer:1", dataset, txlog.Pos{})
+		_, err := c.Stream(context.Background(), p2p.Target{Addr: "peer:1"}, dataset, txlog.Pos{})
 		if took := time.Since(begin); err == nil || took > 6*time.Second {
 			t.Errorf("after %v: %v", took, err)
 		}
@@ -300,7 +301,7 @@ func TestSlowFile(t *testing.T) {
 		}()
 		c := p2p.NewClient(p2p.ClientOptions{Dial: network.dial})
 		begin := time.Now()
-		_, err := c.Manifest(context.Background(), "peer:1", chunker.InfoHash{})
+		_, err := c.Manifest(context.Background(), p2p.Target{Addr: "peer:1"}, chunker.InfoHash{})
 		if took := time.Since(begin); err == nil || took > 61*time.Second {
 			t.Errorf("after %v: %v", took, err)
 		}

@@ -80,7 +80,7 @@ func (n *network) Dial(ctx context.Context, name string) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
-	c, err := n.swarm.o.Dial(ctx, peer.Addr)
+	c, err := n.swarm.o.Dial(ctx, peer.Addr, wantPeer(peer.Name))
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", peer.Name, err)
 	}

@@ -51,7 +51,7 @@ func BenchmarkOneToOne(b *testing.B) {
 					go func() {
 						buf := make([]byte, s.torrent.PieceLength())
 						for i := first; i < s.torrent.Pieces(); i += parallel {
-							if err := c.Piece(b.Context(), addr, s.torrent.InfoHash(), i, buf[:s.torrent.PieceSize(i)]); err != nil {
+							if err := c.Piece(b.Context(), Target{Addr: addr}, s.torrent.InfoHash(), i, buf[:s.torrent.PieceSize(i)]); err != nil {
 								errs <- err
 								return
 							}

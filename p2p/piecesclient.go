@@ -30,7 +30,7 @@ const (
 
 var errStalled = fmt.Errorf("%w: it sent nothing for %v", errTimeout, stallTimeout)
 
-// Piece reads piece index of a snapshot from the peer at addr into buf, which
+// Piece reads piece index of a snapshot from a peer into buf, which
 // is as long as the piece. What arrives is not verified.
 //
 // It fails with ErrNotHeld, with a *LeasedError or a *BusyError, with
@@ -38,27 +38,27 @@ var errStalled = fmt.Errorf("%w: it sent nothing for %v", errTimeout, stallTimeo
 // the connection. There is no limit on the whole, so that a piece may take
 // minutes; a source that sends no byte at all for 10 s, on any connection, is
 // given up.
-func (c *Client) Piece(ctx context.Context, addr string, ih chunker.InfoHash, index int, buf []byte) error {
-	err := c.piece(ctx, addr, piecePath(ih, index), buf)
+func (c *Client) Piece(ctx context.Context, from Target, ih chunker.InfoHash, index int, buf []byte) error {
+	err := c.piece(ctx, from, piecePath(ih, index), buf)
 	c.metrics.pieces.WithLabelValues(pieceResult(err)).Inc()
 	if err != nil {
-		return fmt.Errorf("fetch piece %d of snapshot %s from %s: %w", index, ih, addr, err)
+		return fmt.Errorf("fetch piece %d of snapshot %s from %s: %w", index, ih, from, err)
 	}
 	return nil
 }
 
-func (c *Client) piece(ctx context.Context, addr, path string, buf []byte) error {
+func (c *Client) piece(ctx context.Context, from Target, path string, buf []byte) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	src := c.sources.get(addr)
-	defer c.sources.put(addr, src)
+	src := c.sources.get(from.Addr)
+	defer c.sources.put(from.Addr, src)
 	defer src.watch(cancel)()
 
 	var waker *waker
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(i httptrace.GotConnInfo) { waker = newWaker(i.Conn, pieceBuffer) },
 	})
-	resp, err := c.get(ctx, c.pieces, addr, path, nil, txlog.DatasetID{})
+	resp, err := c.get(ctx, c.pieces, from, path, nil, txlog.DatasetID{})
 	if err != nil {
 		return err
 	}
@@ -85,17 +85,17 @@ func (c *Client) piece(ctx context.Context, addr, path string, buf []byte) error
 	return nil
 }
 
-// Have asks the peer at addr which of a snapshot's pieces it holds.
-func (c *Client) Have(ctx context.Context, addr string, ih chunker.InfoHash, pieces int) ([]bool, error) {
-	have, err := c.have(ctx, addr, ih, pieces)
+// Have asks a peer which of a snapshot's pieces it holds.
+func (c *Client) Have(ctx context.Context, from Target, ih chunker.InfoHash, pieces int) ([]bool, error) {
+	have, err := c.have(ctx, from, ih, pieces)
 	if err != nil {
-		return nil, fmt.Errorf("ask %s which pieces of snapshot %s it holds: %w", addr, ih, err)
+		return nil, fmt.Errorf("ask %s which pieces of snapshot %s it holds: %w", from, ih, err)
 	}
 	return have, nil
 }
 
-func (c *Client) have(ctx context.Context, addr string, ih chunker.InfoHash, pieces int) ([]bool, error) {
-	b, err := c.file(ctx, addr, havePath(ih), int64(bitmapSize(pieces)))
+func (c *Client) have(ctx context.Context, from Target, ih chunker.InfoHash, pieces int) ([]bool, error) {
+	b, err := c.file(ctx, from, havePath(ih), int64(bitmapSize(pieces)))
 	if err != nil {
 		return nil, err
 	}

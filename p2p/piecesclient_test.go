@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 )
 
@@ -90,7 +91,7 @@ func TestPieceAnswers(t *testing.T) {
 			}))
 			c := newClient(t, p2p.ClientOptions{Name: "w1"})
 			buf := make([]byte, len(piece))
-			err := c.Piece(t.Context(), ln.Addr().String(), aHash, 7, buf)
+			err := c.Piece(t.Context(), p2p.Target{Addr: ln.Addr().String()}, aHash, 7, buf)
 			if !test.want(err) {
 				t.Errorf("got %v", err)
 			}
@@ -122,7 +123,7 @@ func TestHaveAnswers(t *testing.T) {
 				w.Header().Set("Qs-Protocol", "1")
 				w.Write(test.sent)
 			}))
-			have, err := newClient(t, p2p.ClientOptions{Name: "w1"}).Have(t.Context(), ln.Addr().String(), aHash, test.pieces)
+			have, err := newClient(t, p2p.ClientOptions{Name: "w1"}).Have(t.Context(), p2p.Target{Addr: ln.Addr().String()}, aHash, test.pieces)
 			var got strings.Builder
 			for _, ok := range have {
 				fmt.Fprint(&got, map[bool]int{true: 1}[ok])
@@ -175,8 +176,8 @@ func TestStalledSource(t *testing.T) {
 				c := p2p.NewClient(p2p.ClientOptions{Name: "w1", Dial: net.dial})
 				start := time.Now()
 				waiting := make(chan error)
-				go func() { waiting <- c.Piece(t.Context(), "peer:1", aHash, 1, make([]byte, 100)) }()
-				if err := c.Piece(t.Context(), "peer:1", aHash, 0, make([]byte, 100)); (err == nil) != test.first {
+				go func() { waiting <- c.Piece(t.Context(), p2p.Target{Addr: "peer:1"}, aHash, 1, make([]byte, 100)) }()
+				if err := c.Piece(t.Context(), p2p.Target{Addr: "peer:1"}, aHash, 0, make([]byte, 100)); (err == nil) != test.first {
 					t.Errorf("after %v: %v", time.Since(start), err)
 				}
 				if err := <-waiting; err == nil || time.Since(start) != test.second {
@@ -217,7 +218,7 @@ func TestPieceConnections(t *testing.T) {
 		w.Write([]byte{1})
 	}))
 	var dialled atomic.Int32
-	c := newClient(t, p2p.ClientOptions{Name: "w1", Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+	c := newClient(t, p2p.ClientOptions{Name: "w1", Dial: func(ctx context.Context, addr string, _ func(trust.Identity) error) (net.Conn, error) {
 		dialled.Add(1)
 		return new(net.Dialer).DialContext(ctx, "tcp", addr)
 	}})
@@ -225,7 +226,7 @@ func TestPieceConnections(t *testing.T) {
 	defer cancel()
 	errs := make(chan error)
 	for i := range 100 {
-		go func() { errs <- c.Piece(ctx, ln.Addr().String(), aHash, i, make([]byte, 1)) }()
+		go func() { errs <- c.Piece(ctx, p2p.Target{Addr: ln.Addr().String()}, aHash, i, make([]byte, 1)) }()
 	}
 	for range 100 {
 		if err := <-errs; err != nil {

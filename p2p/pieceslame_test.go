@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // hallway is a listener for pipes, for virtual time.
@@ -26,7 +27,7 @@ type hallway struct {
 
 func newHallway() *hallway { return &hallway{make(chan net.Conn), make(chan struct{})} }
 
-func (h *hallway) dial(context.Context, string) (net.Conn, error) {
+func (h *hallway) dial(context.Context, string, func(trust.Identity) error) (net.Conn, error) {
 	a, b := net.Pipe()
 	select {
 	case h.conns <- b:
@@ -90,9 +91,9 @@ func TestLameReceivers(t *testing.T) {
 				ask := func(name string, i int, dial DialFunc) error {
 					c := NewClient(ClientOptions{Name: name, Dial: dial})
 					defer c.Close()
-					return c.Piece(t.Context(), "source:1", s.torrent.InfoHash(), i, make([]byte, size))
+					return c.Piece(t.Context(), Target{Addr: "source:1"}, s.torrent.InfoHash(), i, make([]byte, size))
 				}
-				conn, err := in.dial(t.Context(), "")
+				conn, err := in.dial(t.Context(), "", nil)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -144,7 +145,7 @@ func TestShunnedIsServed(t *testing.T) {
 		t.Fatal("it is not shunned")
 	}
 	_, addr := serveSource(t, listenTCP(t), ServerOptions{Pieces: source.Swarm})
-	if err := askAs(t, "w1").Piece(t.Context(), addr, p.torrent.InfoHash(), 0, make([]byte, p.torrent.PieceSize(0))); err != nil {
+	if err := askAs(t, "w1").Piece(t.Context(), Target{Addr: addr}, p.torrent.InfoHash(), 0, make([]byte, p.torrent.PieceSize(0))); err != nil {
 		t.Error(err)
 	}
 }
@@ -221,7 +222,7 @@ func TestSendfile(t *testing.T) {
 			_, addr := serveSource(t, sendfileListener{listenTCP(t), &files}, ServerOptions{Pieces: s, Egress: egress})
 			c := askAs(t, "a1")
 			for i := range s.torrent.Pieces() {
-				if err := c.Piece(t.Context(), addr, s.torrent.InfoHash(), i, make([]byte, s.torrent.PieceSize(i))); err != nil {
+				if err := c.Piece(t.Context(), Target{Addr: addr}, s.torrent.InfoHash(), i, make([]byte, s.torrent.PieceSize(i))); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -118,7 +118,7 @@ func TestPieces(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	_, addr := serveSource(t, listenTCP(t), ServerOptions{Pieces: manager.Swarm, Registerer: reg})
 	c := askAs(t, "w1")
-	have, err := c.Have(t.Context(), addr, p.torrent.InfoHash(), p.torrent.Pieces())
+	have, err := c.Have(t.Context(), Target{Addr: addr}, p.torrent.InfoHash(), p.torrent.Pieces())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,21 +127,21 @@ func TestPieces(t *testing.T) {
 			t.Errorf("piece %d is not held", i)
 		}
 		buf := make([]byte, p.torrent.PieceSize(i))
-		if err := c.Piece(t.Context(), addr, p.torrent.InfoHash(), i, buf); err != nil {
+		if err := c.Piece(t.Context(), Target{Addr: addr}, p.torrent.InfoHash(), i, buf); err != nil {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(buf, p.piece(i)) {
 			t.Errorf("piece %d is another", i)
 		}
 	}
-	if _, err := c.Have(t.Context(), addr, chunker.InfoHash{1}, 1); !errors.Is(err, ErrNotHeld) {
+	if _, err := c.Have(t.Context(), Target{Addr: addr}, chunker.InfoHash{1}, 1); !errors.Is(err, ErrNotHeld) {
 		t.Errorf("an unknown snapshot: %v", err)
 	}
-	if err := c.Piece(t.Context(), addr, chunker.InfoHash{1}, 0, make([]byte, 1)); !errors.Is(err, ErrNotHeld) {
+	if err := c.Piece(t.Context(), Target{Addr: addr}, chunker.InfoHash{1}, 0, make([]byte, 1)); !errors.Is(err, ErrNotHeld) {
 		t.Errorf("a piece of an unknown snapshot: %v", err)
 	}
 	manager.Drop(p.torrent.InfoHash())
-	if err := c.Piece(t.Context(), addr, p.torrent.InfoHash(), 0, make([]byte, p.torrent.PieceSize(0))); !errors.Is(err, ErrNotHeld) {
+	if err := c.Piece(t.Context(), Target{Addr: addr}, p.torrent.InfoHash(), 0, make([]byte, p.torrent.PieceSize(0))); !errors.Is(err, ErrNotHeld) {
 		t.Errorf("a piece of a dropped snapshot: %v", err)
 	}
 	n, err := testutil.GatherAndCount(reg, "qs_p2p_pieces_served_total", "qs_p2p_pieces_served_bytes_total", "qs_p2p_piece_send_seconds")
@@ -215,7 +215,7 @@ func TestPiecesByColo(t *testing.T) {
 	s := newStockpile(t, 300_000)
 	_, addr := serveSource(t, listenTCP(t), ServerOptions{Pieces: s})
 	ask := func(c *Client, i int) error {
-		return c.Piece(t.Context(), addr, s.torrent.InfoHash(), i, make([]byte, s.torrent.PieceSize(i)))
+		return c.Piece(t.Context(), Target{Addr: addr}, s.torrent.InfoHash(), i, make([]byte, s.torrent.PieceSize(i)))
 	}
 	a1, a2, b1 := askAs(t, "a1"), askAs(t, "a2"), askAs(t, "b1")
 	x1, x2 := askAs(t, "x1"), askAs(t, "x2") // unheard of
@@ -268,7 +268,7 @@ func TestOnePieceAtATime(t *testing.T) {
 	}
 	io.WriteString(second, path(1))
 	// Another asker gets a piece meanwhile.
-	if err := askAs(t, "b1").Piece(t.Context(), addr, s.torrent.InfoHash(), 2, make([]byte, size)); err != nil {
+	if err := askAs(t, "b1").Piece(t.Context(), Target{Addr: addr}, s.torrent.InfoHash(), 2, make([]byte, size)); err != nil {
 		t.Fatal(err)
 	}
 	second.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -313,11 +313,11 @@ func TestDamagedPieces(t *testing.T) {
 	last := s.torrent.Pieces() - 1
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	err := c.Piece(ctx, addr, s.torrent.InfoHash(), last, make([]byte, s.torrent.PieceSize(last)))
+	err := c.Piece(ctx, Target{Addr: addr}, s.torrent.InfoHash(), last, make([]byte, s.torrent.PieceSize(last)))
 	if !errors.Is(err, ErrNotHeld) {
 		t.Errorf("got %v, want ErrNotHeld", err)
 	}
-	have, err := c.Have(ctx, addr, s.torrent.InfoHash(), s.torrent.Pieces())
+	have, err := c.Have(ctx, Target{Addr: addr}, s.torrent.InfoHash(), s.torrent.Pieces())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -366,7 +366,7 @@ func TestTooManyRequests(t *testing.T) {
 			t.Fatalf("only %d of %d requests were refused", refused, n)
 		}
 	}
-	if err := askAs(t, "b1").Piece(t.Context(), addr, s.torrent.InfoHash(), 0, make([]byte, s.torrent.PieceLength())); err != nil {
+	if err := askAs(t, "b1").Piece(t.Context(), Target{Addr: addr}, s.torrent.InfoHash(), 0, make([]byte, s.torrent.PieceLength())); err != nil {
 		t.Errorf("another asker: %v", err)
 	}
 	for _, c := range conns {

@@ -38,9 +38,9 @@ const (
 type PieceClient interface {
 	// Piece fills buf with a piece. The errors that matter are ErrNotHeld,
 	// *LeasedError and *BusyError.
-	Piece(ctx context.Context, addr string, ih chunker.InfoHash, index int, buf []byte) error
+	Piece(ctx context.Context, from Target, ih chunker.InfoHash, index int, buf []byte) error
 	// Have returns which of so many pieces a source has.
-	Have(ctx context.Context, addr string, ih chunker.InfoHash, pieces int) ([]bool, error)
+	Have(ctx context.Context, from Target, ih chunker.InfoHash, pieces int) ([]bool, error)
 }
 
 // sourcing gets a fetch the pieces that are not in its colo yet, as package
@@ -67,6 +67,8 @@ type origin struct {
 	addr   string
 	polled time.Time // when it was last asked what it has; far ahead while it is
 }
+
+func (o origin) target() Target { return Target{Name: o.Name, Addr: o.addr} }
 
 // source makes ready to ask for the pieces that are not good.
 func (h *holding) source(good []bool) {
@@ -248,7 +250,7 @@ func (so *sourcing) poll(ctx context.Context, src origin) {
 	t := so.h.torrent
 	ctx, cancel := context.WithTimeout(ctx, holdingsTimeout)
 	defer cancel()
-	has, err := so.swarm.o.Pieces.Have(ctx, src.addr, t.InfoHash(), t.Pieces())
+	has, err := so.swarm.o.Pieces.Have(ctx, src.target(), t.InfoHash(), t.Pieces())
 	so.mu.Lock()
 	for k := range so.sources {
 		if so.sources[k].Name == src.Name {
@@ -273,7 +275,7 @@ func (so *sourcing) get(ctx context.Context, src origin, i int, size int64) {
 	*buf = slices.Grow((*buf)[:0], int(size))[:size]
 	asking, cancel := so.patience(ctx, size)
 	defer cancel()
-	err := so.swarm.o.Pieces.Piece(asking, src.addr, so.h.torrent.InfoHash(), i, *buf)
+	err := so.swarm.o.Pieces.Piece(asking, src.target(), so.h.torrent.InfoHash(), i, *buf)
 	result, retry := lease.Received, time.Duration(0)
 	var leased *LeasedError
 	var busy *BusyError

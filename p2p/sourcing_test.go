@@ -19,12 +19,12 @@ type counted struct {
 	from map[string]int64 // bytes, by address
 }
 
-func (c *counted) Piece(ctx context.Context, addr string, ih chunker.InfoHash, index int, buf []byte) error {
-	err := c.PieceClient.Piece(ctx, addr, ih, index, buf)
+func (c *counted) Piece(ctx context.Context, from Target, ih chunker.InfoHash, index int, buf []byte) error {
+	err := c.PieceClient.Piece(ctx, from, ih, index, buf)
 	if err == nil {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.from[addr] += int64(len(buf))
+		c.from[from.Addr] += int64(len(buf))
 	}
 	return err
 }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -111,7 +112,7 @@ func newClient(t testing.TB, o p2p.ClientOptions) *p2p.Client {
 
 func open(t testing.TB, c *p2p.Client, addr string, after txlog.Pos) *p2p.Stream {
 	t.Helper()
-	s, err := c.Stream(context.Background(), addr, dataset, after)
+	s, err := c.Stream(context.Background(), p2p.Target{Addr: addr}, dataset, after)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +150,7 @@ func TestStreamFollows(t *testing.T) {
 	ln := listen(t)
 	serve(t, ln, p2p.NewServer(p2p.ServerOptions{Log: l, Snapshot: noSnapshots}))
 	c := newClient(t, p2p.ClientOptions{})
-	s, err := c.Stream(context.Background(), ln.Addr().String(), txlog.DatasetID{}, txlog.Pos{}) // any dataset
+	s, err := c.Stream(context.Background(), p2p.Target{Addr: ln.Addr().String()}, txlog.DatasetID{}, txlog.Pos{}) // any dataset
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +215,7 @@ func TestResumeAfterACut(t *testing.T) {
 	ln := listen(t)
 	serve(t, ln, p2p.NewServer(p2p.ServerOptions{Log: l, Snapshot: noSnapshots}))
 	var conns []net.Conn
-	c := newClient(t, p2p.ClientOptions{Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+	c := newClient(t, p2p.ClientOptions{Dial: func(ctx context.Context, addr string, _ func(trust.Identity) error) (net.Conn, error) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "tcp", addr)
 		conns = append(conns, conn)
@@ -284,7 +285,7 @@ func TestRefusals(t *testing.T) {
 	addr := ln.Addr().String()
 	c := newClient(t, p2p.ClientOptions{})
 	stream := func(addr string, d txlog.DatasetID, after txlog.Pos) error {
-		s, err := c.Stream(t.Context(), addr, d, after)
+		s, err := c.Stream(t.Context(), p2p.Target{Addr: addr}, d, after)
 		if err == nil {
 			s.Close()
 		}
@@ -315,10 +316,10 @@ func TestRefusals(t *testing.T) {
 	} else {
 		t.Log(err)
 	}
-	if _, err := c.Manifest(t.Context(), addr, chunker.InfoHash{1}); !errors.Is(err, p2p.ErrNotHeld) {
+	if _, err := c.Manifest(t.Context(), p2p.Target{Addr: addr}, chunker.InfoHash{1}); !errors.Is(err, p2p.ErrNotHeld) {
 		t.Errorf("manifest: %v", err)
 	}
-	if _, err := c.Torrent(t.Context(), addr, chunker.InfoHash{1}); !errors.Is(err, p2p.ErrNotHeld) {
+	if _, err := c.Torrent(t.Context(), p2p.Target{Addr: addr}, chunker.InfoHash{1}); !errors.Is(err, p2p.ErrNotHeld) {
 		t.Errorf("torrent: %v", err)
 	}
 	for _, path := range []string{"log?after=x", "snapshot/12/manifest", "elsewhere"} {
@@ -363,19 +364,19 @@ func TestSnapshotFiles(t *testing.T) {
 	}}))
 	addr := ln.Addr().String()
 	c := newClient(t, p2p.ClientOptions{})
-	if b, err := c.Manifest(t.Context(), addr, torrent.InfoHash()); err != nil || string(b) != "signed" {
+	if b, err := c.Manifest(t.Context(), p2p.Target{Addr: addr}, torrent.InfoHash()); err != nil || string(b) != "signed" {
 		t.Errorf("manifest %q, %v", b, err)
 	}
-	if got, err := c.Torrent(t.Context(), addr, torrent.InfoHash()); err != nil || got.InfoHash() != torrent.InfoHash() {
+	if got, err := c.Torrent(t.Context(), p2p.Target{Addr: addr}, torrent.InfoHash()); err != nil || got.InfoHash() != torrent.InfoHash() {
 		t.Errorf("torrent %v", err)
 	}
-	if _, err := c.Torrent(t.Context(), addr, lie); !errors.Is(err, p2p.ErrProtocol) {
+	if _, err := c.Torrent(t.Context(), p2p.Target{Addr: addr}, lie); !errors.Is(err, p2p.ErrProtocol) {
 		t.Errorf("another torrent: %v", err)
 	}
-	if _, err := c.Manifest(t.Context(), addr, long); !errors.Is(err, p2p.ErrProtocol) {
+	if _, err := c.Manifest(t.Context(), p2p.Target{Addr: addr}, long); !errors.Is(err, p2p.ErrProtocol) {
 		t.Errorf("long manifest: %v", err)
 	}
-	if _, err := c.Torrent(t.Context(), addr, long); !errors.Is(err, p2p.ErrProtocol) {
+	if _, err := c.Torrent(t.Context(), p2p.Target{Addr: addr}, long); !errors.Is(err, p2p.ErrProtocol) {
 		t.Errorf("long torrent: %v", err)
 	}
 }
@@ -389,7 +390,7 @@ func TestTooManyStreams(t *testing.T) {
 	addr := ln.Addr().String()
 	first := open(t, c, addr, txlog.Pos{})
 	open(t, c, addr, txlog.Pos{})
-	if _, err := c.Stream(t.Context(), addr, dataset, txlog.Pos{}); err == nil {
+	if _, err := c.Stream(t.Context(), p2p.Target{Addr: addr}, dataset, txlog.Pos{}); err == nil {
 		t.Fatal("a third stream was opened")
 	} else {
 		t.Log(err)
@@ -397,7 +398,7 @@ func TestTooManyStreams(t *testing.T) {
 	first.Close()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		s, err := c.Stream(t.Context(), addr, dataset, txlog.Pos{})
+		s, err := c.Stream(t.Context(), p2p.Target{Addr: addr}, dataset, txlog.Pos{})
 		if err == nil {
 			s.Close()
 			return
@@ -425,7 +426,7 @@ func TestEndWhileNextWaits(t *testing.T) {
 			c := newClient(t, p2p.ClientOptions{})
 			ctx, cancel := context.WithCancel(context.Background())
 			defer cancel()
-			s, err := c.Stream(ctx, ln.Addr().String(), dataset, txlog.Pos{})
+			s, err := c.Stream(ctx, p2p.Target{Addr: ln.Addr().String()}, dataset, txlog.Pos{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -460,7 +461,7 @@ type pipes struct {
 
 func newPipes() *pipes { return &pipes{make(chan net.Conn), make(chan struct{})} }
 
-func (p *pipes) dial(ctx context.Context, _ string) (net.Conn, error) {
+func (p *pipes) dial(ctx context.Context, _ string, _ func(trust.Identity) error) (net.Conn, error) {
 	a, b := net.Pipe()
 	select {
 	case p.conns <- b:
@@ -567,7 +568,7 @@ func TestStuckClient(t *testing.T) {
 			defer open.Add(-1)
 			h.ServeHTTP(w, r)
 		}))
-		conn, err := net.dial(t.Context(), "")
+		conn, err := net.dial(t.Context(), "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -33,9 +33,6 @@ var (
 // progressInterval is how often a Fetch reports.
 const progressInterval = 250 * time.Millisecond
 
-// DialFunc opens a connection to a peer; mutual TLS goes in here.
-type DialFunc func(ctx context.Context, addr string) (net.Conn, error)
-
 // Peer is a node that may have pieces.
 type Peer struct {
 	Name     string
@@ -64,7 +61,7 @@ type SwarmOptions struct {
 	// Listener accepts the connections of other peers. The swarm owns and
 	// closes it. Required.
 	Listener net.Listener
-	// Dial connects to other peers. Default: TCP.
+	// Dial connects to other peers. Default: TCP, without TLS.
 	Dial DialFunc
 	// Upload and Download limit what goes over connections. Default: no limit.
 	Upload, Download *Budget
@@ -84,9 +81,7 @@ func (o *SwarmOptions) validate() error {
 		return errors.New("start swarm: Listener is required")
 	}
 	if o.Dial == nil {
-		o.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "tcp", addr)
-		}
+		o.Dial = dialPlain
 	}
 	if len(o.Sources) == 0 {
 		o.Sources = []Source{FromOtherColos, FromManagers}

@@ -36,7 +36,7 @@ var _ replica.Network = (*network)(nil)
 
 // Stream implements replica.Network.
 func (n *network) Stream(ctx context.Context, u replica.Upstream, dataset txlog.DatasetID, after txlog.Pos) (replica.Stream, error) {
-	s, err := n.client.Stream(ctx, u.Addr, dataset, after)
+	s, err := n.client.Stream(ctx, p2p.Target{Name: u.Name, Addr: u.Addr}, dataset, after)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (n *network) describe(ctx context.Context, o replica.Offer) (*snapshot.Mani
 func (n *network) describeFrom(ctx context.Context, addr string, o replica.Offer) (*snapshot.Manifest, *chunker.Torrent, error) {
 	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
 	defer cancel()
-	text, err := n.client.Manifest(ctx, addr, o.InfoHash)
+	text, err := n.client.Manifest(ctx, p2p.Target{Addr: addr}, o.InfoHash)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -145,7 +145,7 @@ func (n *network) describeFrom(ctx context.Context, addr string, o replica.Offer
 	if err != nil {
 		return nil, nil, err
 	}
-	t, err := n.client.Torrent(ctx, addr, o.InfoHash)
+	t, err := n.client.Torrent(ctx, p2p.Target{Addr: addr}, o.InfoHash)
 	if err != nil {
 		return nil, nil, err
 	}
