@@ -296,10 +296,12 @@ func (a *Authority) signingKey(files *staged, path, name string) error {
 		if err != nil {
 			return err
 		}
-		if t, err := signing.LoadTrusted(a.trusted()); err != nil || !t.Knows(s) {
-			return fmt.Errorf("%s holds the key %s, which %s does not list: put its public half there, or move it away for a new one", path, s, a.trusted())
-		}
-		return nil
+		if s.Name() == name {
+			if t, err := signing.LoadTrusted(a.trusted()); err != nil || !t.Knows(s) {
+				return fmt.Errorf("%s holds the key %s, which %s does not list: put its public half there, or move it away for a new one", path, s, a.trusted())
+			}
+			return nil
+		} // somebody else's, who was here before
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
