@@ -29,7 +29,7 @@ func keyOf(n *memberlist.Node) key { return key{name: n.Name, addr: n.Address()}
 // NodeMeta is empty: facts outgrow it, and travel in records.
 func (d delegate) NodeMeta(int) []byte { return nil }
 
-// NotifyMsg takes a broadcast record.
+// NotifyMsg takes a broadcast record. With TLS, the transport took it already.
 func (d delegate) NotifyMsg(b []byte) {
 	d.metrics.received(viaBroadcast, len(b))
 	d.hear(b)
@@ -44,15 +44,23 @@ func (d delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return all
 }
 
-// LocalState gives out every record for a push-pull.
-func (d delegate) LocalState(bool) []byte {
-	b := d.view.state()
+// LocalState gives out every record for a push-pull. Who joins knows nobody's
+// certificates.
+func (d delegate) LocalState(join bool) []byte {
+	b, err := d.view.state(join, time.Now())
+	if err != nil {
+		d.log.Error("this node's record can not be signed", "error", err)
+	}
 	d.metrics.sent(viaPushPull, len(b))
 	return b
 }
 
-// MergeRemoteState takes the other side's records in a push-pull.
+// MergeRemoteState takes the other side's records in a push-pull. With TLS, the
+// transport took them already.
 func (d delegate) MergeRemoteState(b []byte, _ bool) {
+	if d.notary != nil {
+		return
+	}
 	d.metrics.received(viaPushPull, len(b))
 	if err := splitState(b, d.hear); err != nil {
 		d.metrics.records.WithLabelValues("bad").Inc()
@@ -72,6 +80,9 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 	case n.PCur != protocol || n.PMin > protocol || n.PMax < protocol || n.DMin|n.DMax|n.DCur != 0:
 		return fmt.Errorf("it speaks version %d of %d to %d and delegate version %d of %d to %d, and this node %d and 0",
 			n.PCur, n.PMin, n.PMax, n.DCur, n.DMin, n.DMax, protocol)
+	case !d.view.introduced(keyOf(n)):
+		d.metrics.dropped.WithLabelValues(string(noRecord)).Inc()
+		return errors.New("no verified record of it is known")
 	}
 	return nil
 }
@@ -106,7 +117,7 @@ func (d delegate) NotifyConflict(existing, other *memberlist.Node) {
 	}
 }
 
-// hear decodes a record and passes it on when it is news.
+// hear decodes a record that nobody signed.
 func (g *Gossip) hear(b []byte) {
 	r, err := decodeRecord(b)
 	switch {
@@ -118,6 +129,11 @@ func (g *Gossip) hear(b []byte) {
 		g.log.Debug("gossip record refused", "error", err)
 		return
 	}
+	g.learn(r)
+}
+
+// learn passes a record on when it is news.
+func (g *Gossip) learn(r record) {
 	switch g.view.hear(r, time.Now()) {
 	case applied:
 		g.metrics.records.WithLabelValues("applied").Inc()
@@ -140,7 +156,17 @@ const retransmits = 5
 
 // broadcast queues a record in place of an older one of the same node.
 func (g *Gossip) broadcast(r record) {
-	g.queue.QueueBroadcast(queued{name: r.name + "\x00" + r.addr, raw: r.raw})
+	g.queue.QueueBroadcast(queued{name: r.name + "\x00" + r.addr, raw: r.wire(r.young(time.Now()))})
+}
+
+// broadcastSelf queues this node's own record.
+func (g *Gossip) broadcastSelf() {
+	r, err := g.view.signedSelf(time.Now())
+	if err != nil {
+		g.log.Error("this node's record can not be signed", "error", err)
+		return
+	}
+	g.broadcast(r)
 }
 
 // queued is a record in the broadcast queue.

@@ -30,6 +30,7 @@ import (
 	"github.com/hashicorp/memberlist"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -130,7 +131,12 @@ type Options struct {
 	// Join are the host:port of members to join. Unreachable ones are retried
 	// with back-off as long as no other member is known.
 	Join []string
-	// Transport replaces TCP and UDP, for tests and for TLS.
+	// TLS replaces TCP and UDP by connections that say who is at their other end, and
+	// has records signed. The name, the role and the colo of the facts must be those
+	// of the certificate, and stay. Start takes the listener over, and closes it also
+	// when it fails.
+	TLS *TLS
+	// Transport replaces TCP and UDP, for tests.
 	Transport memberlist.Transport
 	// ForgetAfter is how long failed and left members stay listed. Default 24 h.
 	ForgetAfter time.Duration
@@ -147,6 +153,11 @@ func (o *Options) validate() error {
 	if o.Facts.Role != Manager && o.Facts.Role != Worker {
 		return fmt.Errorf("role %q: want %q or %q", o.Facts.Role, Manager, Worker)
 	}
+	if o.TLS != nil {
+		if err := o.TLS.validate(&o.Facts); err != nil {
+			return err
+		}
+	}
 	if o.ForgetAfter <= 0 {
 		o.ForgetAfter = 24 * time.Hour
 	}
@@ -161,6 +172,8 @@ type Gossip struct {
 	log       *slog.Logger
 	join      []string
 	view      *view
+	notary    *notary // nil: no TLS
+	refused   func(reason trust.Reason, who string, err error)
 	metrics   *metrics
 	list      *memberlist.Memberlist
 	queue     *memberlist.TransmitLimitedQueue
@@ -170,6 +183,7 @@ type Gossip struct {
 
 	dirty     chan struct{} // the own record is to be broadcast
 	contested chan struct{} // another process claims the own name
+	wanted    chan struct{} // a record came without its certificates
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -182,26 +196,37 @@ type Gossip struct {
 
 // Start begins to listen and to join. A taken port is an error; members that
 // cannot be reached are not.
-func Start(o Options) (*Gossip, error) {
+func Start(o Options) (_ *Gossip, err error) {
+	defer func() {
+		if err != nil && o.TLS != nil && o.TLS.Listener != nil {
+			o.TLS.Listener.Close()
+		}
+	}()
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("gossip: %w", err)
 	}
 	g := &Gossip{
 		log:   o.Logger,
 		join:  slices.Clone(o.Join),
-		view:  newView(o.ForgetAfter),
-		dirty: make(chan struct{}, 1), contested: make(chan struct{}, 1),
+		dirty: make(chan struct{}, 1), contested: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 	}
+	if o.TLS != nil {
+		g.notary, g.refused = newNotary(o.TLS.Credentials), o.TLS.Refused
+	}
+	g.view = newView(o.ForgetAfter, g.notary)
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.queue = &memberlist.TransmitLimitedQueue{NumNodes: g.view.alive, RetransmitMult: retransmits}
 	g.view.self.key.name = o.Facts.Name
-	g.view.self.facts.Name, g.view.self.facts.Role = o.Facts.Name, o.Facts.Role
+	g.view.self.facts.Name, g.view.self.facts.Role, g.view.self.facts.Colo = o.Facts.Name, o.Facts.Role, o.Facts.Colo
 	g.view.self.incarnation = uint64(min(max(time.Now().UnixNano(), 1), maxIncarnation-1))
 	if _, err := g.view.update(func(f *Facts) { *f = o.Facts }, false); err != nil {
 		g.cancel()
 		return nil, fmt.Errorf("gossip: facts of %s: %w", o.Facts.Name, err)
 	}
-	var err error
+	if _, err := g.view.signedSelf(time.Now()); err != nil {
+		g.cancel()
+		return nil, fmt.Errorf("gossip: %w", err)
+	}
 	if g.metrics, err = newMetrics(o.Registerer, g); err != nil {
 		g.cancel()
 		return nil, fmt.Errorf("gossip: %w", err)
@@ -260,7 +285,7 @@ func (g *Gossip) Leave(timeout time.Duration) error {
 	}
 	var err error
 	if _, err = g.view.update(func(*Facts) {}, true); err == nil {
-		g.broadcast(g.view.own())
+		g.broadcastSelf()
 		err = g.list.Leave(max(timeout, time.Millisecond))
 	}
 	return errors.Join(err, g.close())
@@ -313,7 +338,7 @@ func (g *Gossip) publish() {
 		case <-g.ctx.Done():
 			return
 		case <-g.dirty:
-			g.broadcast(g.view.own())
+			g.broadcastSelf()
 			g.metrics.published.Inc()
 		}
 		select {

@@ -20,6 +20,12 @@ func (g *Gossip) listen(o Options) error {
 	g.bridge = &logBridge{log: o.Logger}
 	logger := log.New(g.bridge, "", 0)
 	transport, local := o.Transport, false
+	if o.TLS != nil {
+		var err error
+		if transport, local, err = g.listenTLS(o); err != nil {
+			return fmt.Errorf("gossip: %w", err)
+		}
+	}
 	if transport == nil {
 		addr := o.Addr
 		tcp, err := net.ResolveTCPAddr("tcp", addr)
@@ -31,7 +37,8 @@ func (g *Gossip) listen(o Options) error {
 			return fmt.Errorf("gossip: listen on %s: %w", addr, err)
 		}
 	}
-	c := memberlist.DefaultLANConfig()
+	lan := memberlist.DefaultLANConfig()
+	c := lan
 	if local {
 		c = memberlist.DefaultLocalConfig()
 	}
@@ -42,6 +49,11 @@ func (g *Gossip) listen(o Options) error {
 	// Records are small and mostly hashes: LZW costs more than what it saves.
 	c.EnableCompression = false
 	c.UDPBufferSize -= 5 // the checksum before a packet, which memberlist does not count
+	if o.TLS != nil {
+		// No datagram limits a packet; a new connection takes a moment.
+		c.UDPBufferSize = packetSize
+		c.ProbeTimeout, c.TCPTimeout = lan.ProbeTimeout, lan.TCPTimeout
+	}
 	c.Name = o.Facts.Name
 	c.Transport = transport
 	c.ProtocolVersion = protocol

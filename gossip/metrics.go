@@ -17,6 +17,7 @@ type metrics struct {
 	bytes     *prometheus.CounterVec
 	joins     *prometheus.CounterVec
 	published prometheus.Counter
+	dropped   *prometheus.CounterVec
 
 	registerer prometheus.Registerer
 	registered []prometheus.Collector
@@ -26,7 +27,7 @@ func newMetrics(reg prometheus.Registerer, g *Gossip) (*metrics, error) {
 	m := &metrics{
 		records: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_gossip_records_total",
-			Help: "Records received, by what became of them: applied, stale, bad, newer (made by newer software), reborn (about this node, from before its start), overflow (of an unknown node, one too many).",
+			Help: "Records received, by what became of them: applied, stale, bad, newer (made by newer software), reborn (about this node, from before its start), overflow (of an unknown node, one too many), unknown_chain (signed with a certificate that is still to be asked for).",
 		}, []string{"outcome"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_gossip_bytes_total",
@@ -40,25 +41,33 @@ func newMetrics(reg prometheus.Registerer, g *Gossip) (*metrics, error) {
 			Name: "qs_gossip_broadcasts_total",
 			Help: "Broadcasts of this node's own record.",
 		}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "qs_gossip_dropped_total",
+			Help: "Connections, messages and records that were refused, with TLS, by reason: of the certificate (no_certificate, unknown_authority, expired, wrong_domain, wrong_role, …); unsigned, bad_signature, bad_record; wrong_name, wrong_role, wrong_colo: a record that says other than its certificate; no_record: a member without a verified one; false_source: a ping that is not of who sent it; flood, too_many, slow, malformed.",
+		}, []string{"reason"}),
 		registerer: reg,
 	}
-	if reg == nil {
-		return m, nil
-	}
-	for _, c := range []prometheus.Collector{m.records, m.bytes, m.joins, m.published,
+	return m, m.register(m.records, m.bytes, m.joins, m.published, m.dropped,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "qs_gossip_queue_records",
 			Help: "Records that wait to be broadcast.",
 		}, func() float64 { return float64(g.queue.NumQueued()) }),
-		memberCollector{g},
-	} {
-		if err := reg.Register(c); err != nil {
+		memberCollector{g})
+}
+
+// register adds collectors, all or none.
+func (m *metrics) register(collectors ...prometheus.Collector) error {
+	if m.registerer == nil {
+		return nil
+	}
+	for _, c := range collectors {
+		if err := m.registerer.Register(c); err != nil {
 			m.unregister()
-			return nil, errors.Join(errors.New("register metrics"), err)
+			return errors.Join(errors.New("register metrics"), err)
 		}
 		m.registered = append(m.registered, c)
 	}
-	return m, nil
+	return nil
 }
 
 // unregister lets a node be started again with the same registerer.

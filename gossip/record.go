@@ -11,15 +11,42 @@ import (
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
-// A record is what travels: a node's facts, signed with nothing but the name
-// and the gossip address of the node they describe. Both identify it: two
-// processes that claim one name cannot overwrite each other's facts.
+// A record is what travels: a node's facts, with the name and the gossip address
+// of the node they describe. Both identify it: two processes that claim one name
+// cannot overwrite each other's facts.
 type record struct {
 	key
 	version
 	leaving bool // the node said that it goes
 	facts   Facts
-	raw     []byte // the encoding, as it is passed on
+	raw     []byte // the encoding
+
+	// With TLS: the owner's signature of raw, and its certificates.
+	signature []byte
+	chain     *chain
+}
+
+// wire returns the record as it is passed on: with full, together with whatever
+// is needed to verify it.
+func (r *record) wire(full bool) []byte {
+	if r.chain == nil {
+		return r.raw
+	}
+	e := envelope{record: r.raw, signature: r.signature, hash: r.chain.hash}
+	if full {
+		e.chain = r.chain.raw
+	}
+	return e.encode()
+}
+
+// expired reports whether nobody would take r any more who does not have it.
+func (r *record) expired(now time.Time) bool {
+	return r.chain != nil && now.After(r.chain.leaf.NotAfter)
+}
+
+// young reports whether the certificates of r are news to the others, perhaps.
+func (r *record) young(now time.Time) bool {
+	return r.chain != nil && now.Sub(r.chain.learned) < chainYoung
 }
 
 // key identifies a process: the name it claims and the address it gossips from.
@@ -179,7 +206,7 @@ func (r *record) encode() error {
 	case len(b) > MaxFacts:
 		return fmt.Errorf("record is %d bytes long; at most %d are allowed", len(b), MaxFacts)
 	}
-	r.raw = b
+	r.raw, r.signature = b, nil
 	return nil
 }
 

@@ -148,20 +148,29 @@ func FuzzRecord(f *testing.F) {
 }
 
 func FuzzState(f *testing.F) {
-	v := newView(time.Hour)
+	v := newView(time.Hour, nil)
 	for i := range 3 {
 		learn(f, v, i)
 	}
-	f.Add(v.state())
+	f.Add(stateOf(f, v))
 	f.Add([]byte{1, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		v := newView(time.Hour)
+		v := newView(time.Hour, nil)
 		splitState(b, func(raw []byte) {
 			if r, err := decodeRecord(raw); err == nil {
 				v.hear(r, time.Unix(0, 0))
 			}
 		})
 	})
+}
+
+func stateOf(t testing.TB, v *view) []byte {
+	t.Helper()
+	b, err := v.state(true, time.Unix(0, 0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 // learn makes node i a member of v with a record of the usual size.
@@ -188,11 +197,11 @@ func learn(t testing.TB, v *view, i int) record {
 // A push-pull of 1,000 records stays far below memberlist's limit of 20 MiB.
 func TestStateOfAThousand(t *testing.T) {
 	const limit = 1000 * (MaxFacts + 2)
-	v := newView(time.Hour)
+	v := newView(time.Hour, nil)
 	for i := range 1000 {
 		learn(t, v, i)
 	}
-	b := v.state()
+	b := stateOf(t, v)
 	t.Logf("1,000 records: %d bytes", len(b))
 	if len(b) > limit {
 		t.Errorf("%d bytes, want at most %d", len(b), limit)
@@ -209,7 +218,7 @@ func TestStateOfAThousand(t *testing.T) {
 }
 
 func TestOrphansAreBounded(t *testing.T) {
-	v := newView(time.Hour)
+	v := newView(time.Hour, nil)
 	now := time.Unix(0, 0)
 	known := learn(t, v, 0)
 	taken := 0
@@ -233,7 +242,7 @@ func TestOrphansAreBounded(t *testing.T) {
 // A name that moved to another address keeps nothing of the old one, and a
 // record that came before its member counts once the member is there.
 func TestNameMoves(t *testing.T) {
-	v := newView(time.Hour)
+	v := newView(time.Hour, nil)
 	now := time.Unix(0, 0)
 	old := learn(t, v, 0)
 	moved := record{key: key{old.name, "10.9.9.9:1"}, version: version{incarnation: 2}, facts: Facts{Name: old.name, State: "moved"}}

@@ -23,6 +23,9 @@ const (
 	settleEvery = 2 * time.Second
 	settleFor   = 15 * time.Second
 
+	// wantedEvery is the least time between two exchanges for certificates.
+	wantedEvery = 3 * time.Second
+
 	resolveTimeout = 5 * time.Second
 	forgetInterval = 30 * time.Second
 )
@@ -38,6 +41,8 @@ func (g *Gossip) keepJoined() {
 	settle.Stop()
 	defer settle.Stop()
 	var settleUntil time.Time
+	wanted := g.wanted
+	var rested <-chan time.Time
 	alone, joinDelay := true, joinMin
 	for {
 		changed := g.view.wait()
@@ -54,7 +59,13 @@ func (g *Gossip) keepJoined() {
 			return
 		case <-changed:
 		case now := <-forget.C:
-			g.view.forget(now)
+			g.tidy(now)
+		case <-wanted:
+			// Only one who joins is told everybody's certificates.
+			g.reach(g.view.addrs()[Alive], 1)
+			wanted, rested = nil, time.After(wantedEvery)
+		case <-rested:
+			wanted, rested = g.wanted, nil
 		case <-g.contested:
 			now := time.Now()
 			if now.After(settleUntil) {
@@ -78,6 +89,19 @@ func (g *Gossip) keepJoined() {
 				next.Reset(jitter(reconnectInterval))
 			}
 		}
+	}
+}
+
+// tidy forgets what may be forgotten, and publishes when this node has a new
+// certificate.
+func (g *Gossip) tidy(now time.Time) {
+	g.view.forget(now)
+	if g.notary == nil {
+		return
+	}
+	g.notary.forget(now)
+	if g.view.resigns() {
+		g.publishSoon()
 	}
 }
 

@@ -14,16 +14,21 @@ import (
 )
 
 // Orphans are records of processes that memberlist does not know (yet): a
-// broadcast may overtake the news that its node joined. They are bounded.
+// broadcast may overtake the news that its node joined. They are bounded. Signed
+// ones come before their members, all those of a fleet at a time, and are bounded
+// by how many certificates there are.
 const (
-	maxOrphans   = 1024
-	orphanMaxAge = time.Minute
+	maxOrphans       = 1024
+	maxSignedOrphans = 16 << 10
+	orphansPerName   = 4
+	orphanMaxAge     = time.Minute
 )
 
 // view is what this node knows: who is a member and what each said of itself.
 // It has no goroutines and sends nothing.
 type view struct {
 	forgetAfter time.Duration
+	notary      *notary // nil: records are not signed
 
 	mu      sync.Mutex         // guards what follows
 	self    record             // this node's own, as last encoded
@@ -45,9 +50,10 @@ type heard struct {
 	at time.Time
 }
 
-func newView(forgetAfter time.Duration) *view {
+func newView(forgetAfter time.Duration, n *notary) *view {
 	return &view{
 		forgetAfter: forgetAfter,
+		notary:      n,
 		members:     make(map[string]*member),
 		records:     make(map[key]*heard),
 		changed:     make(chan struct{}),
@@ -75,6 +81,9 @@ func (v *view) update(change func(*Facts), leaving bool) (bool, error) {
 	r.facts.Snapshots = slices.Clone(r.facts.Snapshots)
 	change(&r.facts)
 	r.facts.Name, r.facts.Role = v.self.facts.Name, v.self.facts.Role
+	if v.notary != nil {
+		r.facts.Colo = v.self.facts.Colo
+	}
 	slices.SortStableFunc(r.facts.Snapshots, func(a, b Announcement) int {
 		return cmp.Compare(b.Pos.Seq, a.Pos.Seq)
 	})
@@ -111,7 +120,37 @@ func (v *view) encodeSelf() {
 	}
 }
 
-// own returns this node's record.
+// signedSelf returns this node's record, signed with the certificate it has now if
+// records are signed.
+func (v *view) signedSelf(now time.Time) (record, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	err := v.signSelf(now)
+	return v.self, err
+}
+
+func (v *view) signSelf(now time.Time) error {
+	if v.notary == nil {
+		return nil
+	}
+	if v.self.signature != nil {
+		if !v.notary.replaced(v.self.chain) {
+			return nil
+		}
+		v.self.counter++
+		v.encodeSelf()
+	}
+	return v.notary.sign(&v.self, now)
+}
+
+// resigns reports whether the own record is to be signed anew.
+func (v *view) resigns() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.self.signature != nil && v.notary.replaced(v.self.chain)
+}
+
+// own returns this node's record as it is here.
 func (v *view) own() record {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -155,26 +194,37 @@ const (
 	overflow                // an orphan too many
 )
 
+// known reports whether r is no news.
+func (v *view) known(r record) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.knows(r)
+}
+
+func (v *view) knows(r record) bool {
+	if r.key == v.self.key {
+		return r.version.less(v.self.version) || v.self.version == r.version && bytes.Equal(v.self.raw, r.raw)
+	}
+	old := v.records[r.key]
+	return old != nil && !old.version.less(r.version)
+}
+
 // hear takes a record that arrived.
 func (v *view) hear(r record, now time.Time) verdict {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if r.key == v.self.key {
-		// The version of an earlier life of this node, whose clock was ahead.
-		if v.self.version.less(r.version) || v.self.version == r.version && !bytes.Equal(v.self.raw, r.raw) {
-			v.self.version = version{incarnation: min(r.incarnation, maxIncarnation-1) + 1}
-			v.encodeSelf()
-			return reborn
-		}
+	if v.knows(r) {
 		return stale
 	}
-	old := v.records[r.key]
-	if old != nil && !old.version.less(r.version) {
-		return stale
+	if r.key == v.self.key {
+		// The version of an earlier life of this node, whose clock was ahead.
+		v.self.version = version{incarnation: min(r.incarnation, maxIncarnation-1) + 1}
+		v.encodeSelf()
+		return reborn
 	}
 	m := v.members[r.name]
 	known := m != nil && m.key == r.key
-	if old == nil && !known && len(v.records) >= len(v.members)+maxOrphans {
+	if v.records[r.key] == nil && !known && !v.roomFor(r.key) {
 		return overflow
 	}
 	v.records[r.key] = &heard{record: r, at: now}
@@ -182,6 +232,38 @@ func (v *view) hear(r record, now time.Time) verdict {
 		v.touch()
 	}
 	return applied
+}
+
+// roomFor makes room for one more orphan, at the expense of one of the same name if
+// that has too many already.
+func (v *view) roomFor(k key) bool {
+	limit := maxOrphans
+	if v.notary != nil {
+		limit = maxSignedOrphans
+		namesakes := make([]key, 0, orphansPerName)
+		for other := range v.records {
+			if other.name == k.name && (v.members[k.name] == nil || v.members[k.name].key != other) {
+				namesakes = append(namesakes, other)
+			}
+		}
+		if len(namesakes) >= orphansPerName {
+			delete(v.records, slices.MinFunc(namesakes, func(a, b key) int {
+				return v.records[a].at.Compare(v.records[b].at)
+			}))
+		}
+	}
+	return len(v.records) < len(v.members)+limit
+}
+
+// introduced reports whether k may be a member: with signed records, only who was
+// heard.
+func (v *view) introduced(k key) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.notary == nil || v.records[k] != nil {
+		return true
+	}
+	return k.name == v.self.name && (v.self.addr == "" || v.self.addr == k.addr)
 }
 
 // forget drops members that are dead for too long, and old orphans.
@@ -300,24 +382,23 @@ func (v *view) addrs() map[Liveness][]string {
 // members, each after its length as u16, little-endian.
 const stateVersion = 1
 
-// state encodes this node's record and those of all members.
-func (v *view) state() []byte {
+// state encodes this node's record and those of all members: with full, together
+// with all that it takes to verify them.
+func (v *view) state(full bool, now time.Time) ([]byte, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	b := []byte{stateVersion}
-	add := func(raw []byte) {
-		b = binary.LittleEndian.AppendUint16(b, uint16(len(raw)))
-		b = append(b, raw...)
-	}
-	if v.self.addr != "" { // settled
-		add(v.self.raw)
+	add := func(r *record) { b = append16(b, r.wire(full || r.young(now))) }
+	err := v.signSelf(now)
+	if v.self.addr != "" && err == nil { // settled
+		add(&v.self)
 	}
 	for _, m := range v.members {
-		if h := v.records[m.key]; h != nil {
-			add(h.raw)
+		if h := v.records[m.key]; h != nil && !h.expired(now) {
+			add(&h.record)
 		}
 	}
-	return b
+	return b, err
 }
 
 // splitState calls each with every record of a state.

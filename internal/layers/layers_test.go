@@ -32,7 +32,8 @@ var allowed = map[string][]string{
 	"p2p":                        {"txlog", "chunker", "internal/durable", "internal/trust", "p2p/graph", "p2p/lease"},
 	"p2p/graph":                  {},
 	"p2p/lease":                  {},
-	"gossip":                     {"txlog", "internal/trust"},
+	"gossip":                     {"txlog", "internal/trust", "gossip/internal/mesh"},
+	"gossip/internal/mesh":       {"internal/trust"},
 	"internal/snapshot":          {"txlog", "chunker", "lmdbstore", "internal/durable", "internal/signing"},
 	"internal/replica":           {"txlog", "chunker"},
 	"internal/peer": {"txlog", "chunker", "lmdbstore", "p2p", "gossip", "internal/snapshot",
@@ -50,7 +51,7 @@ var allowed = map[string][]string{
 // homes lists where a third-party package may be imported, tests included.
 var homes = map[string][]string{
 	"github.com/anacrolix/":       {"p2p", "chunker"},
-	"github.com/hashicorp/":       {"gossip", "internal/memnet"},
+	"github.com/hashicorp/":       {"gossip", "gossip/internal/mesh", "internal/memnet"},
 	"github.com/PowerDNS/lmdb-go": {"lmdbstore", "lmdbstore/internal/mdbfile", "bench"},
 	"github.com/bmatsuo/lmdb-go":  {"lmdbstore", "lmdbstore/internal/mdbfile", "bench"},
 	"github.com/spf13/":           {"cmd/qs-peer"},

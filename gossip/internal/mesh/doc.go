@@ -1,0 +1,19 @@
+// Package mesh is memberlist's transport over connections that say who is at
+// their other end.
+//
+// A connection begins with a byte: 'P', it carries packets one way, from the side
+// that dialled, until nobody sent one for a while; or 'S', it carries one exchange,
+// a request and its answer. Packets, requests and answers are frames: a length, u32
+// little-endian, and as many bytes. The idea of packets on pooled TLS connections is
+// Alertmanager's.
+//
+// A packet to a node goes only over a connection whose certificate says that node.
+// It waits in a bounded queue while the connection is made, and is lost when that is
+// full or nobody can be reached, as a datagram would be.
+//
+// What arrives is looked at before memberlist sees it: sizes; the source that a ping
+// claims, which must be the connection's; and how much one identity sends. What
+// members tell each other beyond memberlist's own messages (user messages and the
+// user's part of the state) goes to Options.Message and Options.State, together with
+// who it came from, before the rest of its packet or state goes to memberlist.
+package mesh

@@ -1,0 +1,212 @@
+package mesh
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
+)
+
+const (
+	helloTimeout   = 5 * time.Second  // for a connection's first byte
+	packetTimeout  = 5 * time.Second  // for a packet that began
+	requestTimeout = 10 * time.Second // for the request of an exchange
+)
+
+// inbound is a connection that somebody else made.
+type inbound struct {
+	net.Conn
+	r      *bufio.Reader
+	id     trust.Identity
+	member *member
+}
+
+// accept takes connections until the listener is closed.
+func (t *Transport) accept() {
+	defer t.wg.Done()
+	var delay time.Duration
+	for {
+		conn, err := t.o.Listener.Accept()
+		switch {
+		case err == nil:
+			delay = 0
+			t.wg.Add(1)
+			go t.welcome(conn)
+			continue
+		case t.ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return
+		}
+		delay = min(max(2*delay, 10*time.Millisecond), time.Second)
+		t.o.Logger.Debug("gossip accepts no connection", "error", err)
+		t.pause(delay)
+	}
+}
+
+// pause waits. An error means that the transport ends.
+func (t *Transport) pause(d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-t.ctx.Done():
+		return t.ctx.Err()
+	}
+}
+
+// handshaker is a connection that may not know yet who is at its other end.
+type handshaker interface {
+	HandshakeContext(context.Context) error
+}
+
+// welcome serves a connection.
+func (t *Transport) welcome(conn net.Conn) {
+	defer t.wg.Done()
+	defer context.AfterFunc(t.ctx, func() { conn.Close() })()
+	who := conn.RemoteAddr().String()
+	refuse := func(err error) {
+		conn.Close()
+		if t.ctx.Err() == nil {
+			t.dropped(who, err)
+		}
+	}
+	conn.SetDeadline(time.Now().Add(helloTimeout))
+	if h, ok := conn.(handshaker); ok {
+		if err := h.HandshakeContext(t.ctx); err != nil {
+			refuse(err)
+			return
+		}
+	}
+	id, err := t.identify(conn)
+	if !id.IsZero() {
+		who = id.String()
+	}
+	if err != nil {
+		refuse(err)
+		return
+	}
+	m, err := t.roster.enter(id, time.Now())
+	if err != nil {
+		refuse(err)
+		return
+	}
+	c := &inbound{Conn: conn, r: bufio.NewReader(conn), id: id, member: m}
+	defer func() { t.roster.leave(m, time.Now()) }()
+	kind, err := c.r.ReadByte()
+	switch {
+	case err != nil:
+	case kind == kindPackets:
+		err = t.receive(c)
+	case kind == kindStream:
+		if err = t.answer(c); err == nil {
+			return // it is memberlist's now
+		}
+	default:
+		err = malformed("a connection of kind %q", kind)
+	}
+	if err = late(err); trust.ReasonOf(err) != trust.Failed {
+		refuse(err)
+		return
+	}
+	conn.Close()
+	t.o.Logger.Debug("gossip connection ended", "from", who, "error", err)
+}
+
+// late makes a deadline that passed a reason.
+func late(err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return &trust.RefusedError{Reason: Slow, Err: err}
+	}
+	return err
+}
+
+// receive takes packets until the connection ends.
+func (t *Transport) receive(c *inbound) error {
+	if oldest := t.roster.carryPackets(c); oldest != nil {
+		oldest.Close()
+	}
+	defer t.roster.dropPackets(c)
+	for {
+		c.SetReadDeadline(time.Now().Add(inboundIdle))
+		if _, err := c.r.Peek(1); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return errors.New("no packet for a long time")
+			}
+			return err
+		}
+		c.SetReadDeadline(time.Now().Add(packetTimeout))
+		b, err := readFrame(c.r, MaxPacket, nil)
+		if err != nil {
+			return err
+		}
+		if err := t.takePacket(c, b, time.Now()); err != nil {
+			return err
+		}
+	}
+}
+
+// takePacket passes on what is in a packet, and drops the rest. An error means that
+// the transport ends.
+func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
+	parts, err := splitPacket(b)
+	if err := c.member.take(max(len(parts), 1), len(b), now); err != nil {
+		t.dropped(c.id.String(), err)
+		return t.pause(floodPause)
+	}
+	bad := 0
+	drop := func(err error) {
+		bad++
+		t.dropped(c.id.String(), err)
+	}
+	defer func() { c.member.fine(bad, now) }()
+	if err != nil {
+		drop(err)
+	}
+	// A record first: memberlist believes in a member whose record is known.
+	for _, m := range parts {
+		if m[0] == userMsg && t.o.Message(c.id, m[1:]) {
+			bad++
+		}
+	}
+	for _, m := range parts {
+		if m[0] == userMsg {
+			continue
+		}
+		if err := checkMessage(m, c.id.Name); err != nil {
+			drop(err)
+			continue
+		}
+		p := &memberlist.Packet{Buf: m, From: c.RemoteAddr(), Timestamp: now}
+		select {
+		case t.packets <- p:
+		case <-t.ctx.Done():
+			return t.ctx.Err()
+		}
+	}
+	return nil
+}
+
+// answer receives the request of an exchange and gives it to memberlist.
+func (t *Transport) answer(c *inbound) error {
+	if err := t.roster.openStream(c.member, time.Now()); err != nil {
+		return err
+	}
+	x := t.newExchange(c.Conn, c.id)
+	x.in, x.greet, x.member = c.r, false, c.member
+	c.SetDeadline(time.Now().Add(requestTimeout))
+	if err := x.receive(pingMsg, pushPullMsg); err != nil {
+		x.release()
+		return err
+	}
+	select {
+	case t.streams <- x:
+		return nil
+	case <-t.ctx.Done():
+		x.release()
+		return t.ctx.Err()
+	}
+}

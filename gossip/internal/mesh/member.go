@@ -1,0 +1,176 @@
+package mesh
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
+)
+
+// What one identity may send, about ten times what a member of a busy fleet does,
+// and have open.
+const (
+	messageRate, messageBurst = 500, 2000          // a second
+	byteRate, byteBurst       = 512 << 10, 2 << 20 // of packets, a second
+	streamRate, streamBurst   = 2, 16              // a second
+
+	maxPacketConns = 4  // the oldest makes room: its node may have died without a word
+	maxStreams     = 4  // at a time
+	maxConns       = 16 // of any kind, or not known yet
+
+	// badCost is how many messages a bad one counts for: it was dear to check.
+	badCost = 20
+	// floodPause is how long a connection is not read after a flood: the rest waits
+	// with the sender.
+	floodPause = 100 * time.Millisecond
+)
+
+// maxInbound is how many connections there may be in all.
+const maxInbound = 4096
+
+// roster is who is connected, and what each may still send.
+type roster struct {
+	mu      sync.Mutex // guards what follows and the conns and streams of members
+	members map[trust.Identity]*member
+	conns   int
+	swept   time.Time
+}
+
+// member is one identity, which may have several connections.
+type member struct {
+	conns    int
+	streams  int
+	packets  []*inbound // its packet connections, the oldest first
+	messages *rate.Limiter
+	bytes    *rate.Limiter
+	opened   *rate.Limiter
+	left     time.Time // when conns became 0
+}
+
+// sweepAfter is how long the budget of an identity without connections is kept: by
+// then it is full again.
+const sweepAfter = time.Minute
+
+func tooMany(format string, args ...any) error {
+	return &trust.RefusedError{Reason: TooMany, Err: fmt.Errorf(format, args...)}
+}
+
+func flood(what string) error {
+	return &trust.RefusedError{Reason: Flood, Err: fmt.Errorf("more %s than a member may send", what)}
+}
+
+// enter counts a new connection of id.
+func (r *roster) enter(id trust.Identity, now time.Time) (*member, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now.Sub(r.swept) >= sweepAfter {
+		r.swept = now
+		for id, m := range r.members {
+			if m.conns == 0 && now.Sub(m.left) >= sweepAfter {
+				delete(r.members, id)
+			}
+		}
+	}
+	m := r.members[id]
+	switch {
+	case r.conns >= maxInbound:
+		return nil, tooMany("%d connections are open already", r.conns)
+	case m != nil && m.conns >= maxConns:
+		return nil, tooMany("%d connections of this member are open already", m.conns)
+	}
+	if m == nil {
+		m = &member{
+			messages: rate.NewLimiter(messageRate, messageBurst),
+			bytes:    rate.NewLimiter(byteRate, byteBurst),
+			opened:   rate.NewLimiter(streamRate, streamBurst),
+		}
+		r.members[id] = m
+	}
+	r.conns++
+	m.conns++
+	return m, nil
+}
+
+// leave is the end of a connection that entered.
+func (r *roster) leave(m *member, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.conns--
+	if m.conns--; m.conns == 0 {
+		m.left = now
+	}
+}
+
+// carryPackets makes c one of its member's packet connections. It returns one that
+// is to be closed for it, or nil.
+func (r *roster) carryPackets(c *inbound) (oldest *inbound) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := c.member
+	m.packets = append(m.packets, c)
+	if len(m.packets) > maxPacketConns {
+		oldest = m.packets[0]
+		m.packets = append([]*inbound(nil), m.packets[1:]...)
+	}
+	return oldest
+}
+
+// dropPackets takes c off its member's packet connections.
+func (r *roster) dropPackets(c *inbound) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, other := range c.member.packets {
+		if other == c {
+			c.member.packets = append(c.member.packets[:i:i], c.member.packets[i+1:]...)
+			return
+		}
+	}
+}
+
+// openStream counts a stream, which closeStream ends.
+func (r *roster) openStream(m *member, now time.Time) error {
+	if !m.opened.AllowN(now, 1) {
+		return flood("exchanges")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if m.streams >= maxStreams {
+		return tooMany("%d exchanges of this member are open already", m.streams)
+	}
+	m.streams++
+	return nil
+}
+
+func (r *roster) closeStream(m *member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m.streams--
+}
+
+// inUse returns how many connections are open.
+func (r *roster) inUse() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.conns
+}
+
+// take charges a packet of n messages and so many bytes.
+func (m *member) take(messages, bytes int, now time.Time) error {
+	if !m.bytes.AllowN(now, bytes) {
+		return flood("bytes")
+	}
+	if !m.messages.AllowN(now, messages) {
+		return flood("messages")
+	}
+	return nil
+}
+
+// fine charges for bad messages, if need be in advance.
+func (m *member) fine(bad int, now time.Time) {
+	if bad > 0 {
+		m.messages.ReserveN(now, min(badCost*bad, messageBurst))
+	}
+}

@@ -1,0 +1,172 @@
+package mesh
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+	"github.com/hashicorp/memberlist"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
+)
+
+// memberlist's messages begin with a byte that says their type (its net.go). Those
+// that are not here (labels, encryption, compression) this fleet does not send.
+const (
+	pingMsg         = 0
+	indirectPingMsg = 1
+	ackMsg          = 2
+	suspectMsg      = 3
+	aliveMsg        = 4
+	deadMsg         = 5
+	pushPullMsg     = 6
+	compoundMsg     = 7
+	userMsg         = 8
+	nackMsg         = 11
+	checksumMsg     = 12
+	errorMsg        = 13
+)
+
+// The messages that are looked into, field by field as memberlist declares them:
+// MessagePack may give them by name or in this order, and both readers must find
+// the same.
+type (
+	ping struct {
+		SeqNo      uint32
+		Node       string
+		SourceAddr []byte
+		SourcePort uint16
+		SourceNode string
+	}
+	indirectPing struct {
+		SeqNo      uint32
+		Target     []byte
+		Port       uint16
+		Node       string
+		Nack       bool
+		SourceAddr []byte
+		SourcePort uint16
+		SourceNode string
+	}
+	stateHeader struct {
+		Nodes        int
+		UserStateLen int
+		Join         bool
+	}
+	stateNode struct {
+		Name        string
+		Addr        []byte
+		Port        uint16
+		Meta        []byte
+		Incarnation uint32
+		State       memberlist.NodeStateType
+		Vsn         []uint8
+	}
+)
+
+// maxNodes is how many members a state may list; memberlist allocates them at once.
+const maxNodes = 16 << 10
+
+func malformed(format string, args ...any) error {
+	return &trust.RefusedError{Reason: Malformed, Err: fmt.Errorf(format, args...)}
+}
+
+// newDecoder reads MessagePack as memberlist does.
+func newDecoder(r *bytes.Reader) *codec.Decoder { return codec.NewDecoder(r, &codec.MsgpackHandle{}) }
+
+// splitPacket returns the messages in a packet: one, or those of a compound, without
+// the checksum that may be around it.
+func splitPacket(b []byte) ([][]byte, error) {
+	if len(b) >= 5 && b[0] == checksumMsg {
+		if sum := binary.BigEndian.Uint32(b[1:]); sum != crc32.ChecksumIEEE(b[5:]) {
+			return nil, malformed("a packet's checksum is wrong")
+		}
+		b = b[5:]
+	}
+	if len(b) == 0 {
+		return nil, malformed("an empty packet")
+	}
+	if b[0] != compoundMsg {
+		return [][]byte{b}, nil
+	}
+	if len(b) < 2 || len(b) < 2+2*int(b[1]) {
+		return nil, malformed("a compound packet is cut short")
+	}
+	n := int(b[1])
+	lengths, rest := b[2:2+2*n], b[2+2*n:]
+	parts := make([][]byte, n)
+	for i := range parts {
+		size := int(binary.BigEndian.Uint16(lengths[2*i:]))
+		if size == 0 || size > len(rest) {
+			return nil, malformed("a compound packet has a message of %d bytes where %d are left", size, len(rest))
+		}
+		parts[i], rest = rest[:size], rest[size:]
+	}
+	if len(rest) > 0 {
+		return nil, malformed("%d bytes follow a compound packet", len(rest))
+	}
+	return parts, nil
+}
+
+// checkMessage says what is wrong with a message of a packet from a node. What
+// memberlist relays for others says nothing of its way and is not looked into.
+func checkMessage(b []byte, from string) error {
+	var source string
+	r := bytes.NewReader(b[1:])
+	switch b[0] {
+	case pingMsg:
+		var m ping
+		if err := newDecoder(r).Decode(&m); err != nil {
+			return malformed("ping: %w", err)
+		}
+		source = m.SourceNode
+	case indirectPingMsg:
+		var m indirectPing
+		if err := newDecoder(r).Decode(&m); err != nil {
+			return malformed("indirect ping: %w", err)
+		}
+		source = m.SourceNode
+	case ackMsg, nackMsg, suspectMsg, aliveMsg, deadMsg, userMsg:
+		return nil
+	default:
+		return malformed("a message of type %d", b[0])
+	}
+	if source != from {
+		return &trust.RefusedError{Reason: FalseSource, Err: fmt.Errorf("a ping claims to come from %q, and %q sent it", clip(source), from)}
+	}
+	return nil
+}
+
+// splitState returns the user's part of a state exchange.
+func splitState(b []byte) (user []byte, err error) {
+	r := bytes.NewReader(b[1:])
+	dec := newDecoder(r)
+	var h stateHeader
+	if err := dec.Decode(&h); err != nil {
+		return nil, malformed("state: %w", err)
+	}
+	if h.Nodes < 0 || h.Nodes > maxNodes {
+		return nil, malformed("a state lists %d members; at most %d are allowed", h.Nodes, maxNodes)
+	}
+	for i := range h.Nodes {
+		var n stateNode
+		if err := dec.Decode(&n); err != nil {
+			return nil, malformed("member %d of a state: %w", i, err)
+		}
+	}
+	if r.Len() != h.UserStateLen {
+		return nil, malformed("%d bytes follow the members of a state that promised %d", r.Len(), h.UserStateLen)
+	}
+	return b[len(b)-r.Len():], nil
+}
+
+// clip shortens what somebody else wrote for an error message.
+func clip(s string) string {
+	const most = 128
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
