@@ -14,6 +14,44 @@ import (
 // callLimit is how long a node may take to answer, minting aside.
 const callLimit = 10 * time.Second
 
+// caller is how a node is talked to.
+type caller struct {
+	scheme          string
+	reads, operates *http.Client // the same without TLS
+}
+
+func newCaller(at Place, s *security, name string) *caller {
+	if s == nil {
+		c := &http.Client{Transport: transport(at, nil, name)}
+		return &caller{"http", c, c}
+	}
+	return &caller{"https", &http.Client{Transport: transport(at, s.reads, name)}, &http.Client{Transport: transport(at, s.operates, name)}}
+}
+
+// client returns who may make a call: to have a snapshot published is an operator's.
+func (c *caller) client(method, path string) *http.Client {
+	if method == http.MethodPost && path == "/v1/snapshots" {
+		return c.operates
+	}
+	return c.reads
+}
+
+func (c *caller) close() {
+	c.reads.CloseIdleConnections()
+	c.operates.CloseIdleConnections()
+}
+
+var loopbackCaller = newCaller(Loopback, nil, "")
+
+// calls returns how the node is talked to. A Node that was not started, such as one
+// in this process, is on loopback and without TLS.
+func (n *Node) calls() *caller {
+	if n.caller == nil {
+		return loopbackCaller
+	}
+	return n.caller
+}
+
 // StatusError is an answer other than 200.
 type StatusError struct {
 	Code int
@@ -38,11 +76,12 @@ func (n *Node) Call(ctx context.Context, method, path string, body, answer any) 
 			return err
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+n.Addrs.HTTP+path, bytes.NewReader(text))
+	calls := n.calls()
+	req, err := http.NewRequestWithContext(ctx, method, calls.scheme+"://"+n.Addrs.HTTP+path, bytes.NewReader(text))
 	if err != nil {
 		return err
 	}
-	resp, err := n.http().Do(req)
+	resp, err := calls.client(method, path).Do(req)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func TestCall(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	defer loopbackClient.CloseIdleConnections()
+	defer loopbackCaller.close()
 	n := &Node{Addrs: Addrs{HTTP: strings.TrimPrefix(server.URL, "http://")}}
 	var object struct{ N int }
 	if err := n.Call(t.Context(), http.MethodGet, "/json", nil, &object); err != nil || object.N != 7 {

@@ -20,6 +20,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/qs-peer/qs-peer/internal/ca"
 )
 
 // startLimit is how long a node may take until it listens.
@@ -29,9 +31,12 @@ const startLimit = 60 * time.Second
 type Fleet struct {
 	bin, dir string
 
-	mu    sync.Mutex // guards the maps
-	nodes map[string]*Node
-	up    map[string]contact
+	tls *security // nil: plain TCP
+
+	mu       sync.Mutex // guards the maps
+	nodes    map[string]*Node
+	up       map[string]contact
+	enrolled map[enrolment]*ca.Issued
 }
 
 // contact is where a node that was started can be joined while it runs.
@@ -49,7 +54,7 @@ type Node struct {
 	Addrs Addrs
 
 	place  Place
-	client *http.Client
+	caller *caller
 	args   []string
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -76,9 +81,9 @@ type Member struct {
 	BytesFromWorkers  int64   `json:"bytes_from_workers"`
 }
 
-// New prepares a fleet of the binary bin below dir.
+// New prepares a fleet of the binary bin below dir, over plain TCP.
 func New(bin, dir string) *Fleet {
-	return &Fleet{bin: bin, dir: dir, nodes: map[string]*Node{}, up: map[string]contact{}}
+	return &Fleet{bin: bin, dir: dir, nodes: map[string]*Node{}, up: map[string]contact{}, enrolled: map[enrolment]*ca.Issued{}}
 }
 
 // Node returns a node that was started, nil if there is none of that name.
@@ -123,7 +128,7 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 		f.nodes[name] = n
 	}
 	f.mu.Unlock()
-	n.moveTo(at)
+	n.moveTo(at, f.tls)
 	if len(extra) > 0 {
 		n.args = extra
 	}
@@ -140,7 +145,12 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 	} {
 		args = append(args, l.flag, cmp.Or(l.before, netip.AddrPortFrom(l.ip, 0).String()))
 	}
-	if !ip.IsLoopback() {
+	secure, err := f.tlsArgs(role, name, n.args)
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, secure...)
+	if f.tls == nil && !ip.IsLoopback() {
 		args = append(args, "--insecure")
 	}
 	if join := f.contacts(name); join != "" {
@@ -245,7 +255,7 @@ func (f *Fleet) Close() {
 	defer f.mu.Unlock()
 	for _, n := range f.nodes {
 		n.Kill()
-		n.http().CloseIdleConnections()
+		n.calls().close()
 	}
 }
 

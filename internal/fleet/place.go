@@ -3,7 +3,6 @@ package fleet
 import (
 	"context"
 	"net"
-	"net/http"
 	"net/netip"
 	"os/exec"
 )
@@ -33,28 +32,12 @@ func (loopback) Dial(ctx context.Context, network, addr string) (net.Conn, error
 }
 
 // moveTo makes at the place where the node runs next.
-func (n *Node) moveTo(at Place) {
+func (n *Node) moveTo(at Place, s *security) {
 	if n.place == at {
 		return
 	}
-	if n.client != nil {
-		n.client.CloseIdleConnections()
+	if n.caller != nil {
+		n.caller.close()
 	}
-	n.place, n.client = at, clientAt(at)
-}
-
-var loopbackClient = clientAt(Loopback)
-
-// http returns what calls the node. A Node that was not started, such as one in
-// this process, is on loopback.
-func (n *Node) http() *http.Client {
-	if n.client == nil {
-		return loopbackClient
-	}
-	return n.client
-}
-
-func clientAt(at Place) *http.Client {
-	// No compression: it would cost the node processor time that is measured.
-	return &http.Client{Transport: &http.Transport{DialContext: at.Dial, DisableCompression: true}}
+	n.place, n.caller = at, newCaller(at, s, n.Name)
 }

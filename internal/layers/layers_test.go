@@ -43,8 +43,8 @@ var allowed = map[string][]string{
 	"bench/contender": {"bench/lab", "chunker"},
 	"bench/lab":       {},
 	"bench/sim":       {"bench", "bench/lab", "chunker", "p2p/graph", "p2p/lease"},
-	"internal/fleet":  {},
-	"internal/e2e":    {"internal/fleet"},
+	"internal/fleet":  {"internal/ca", "internal/trust"},
+	"internal/e2e":    {"internal/ca", "internal/fleet"},
 	"internal/layers": {},
 }
 

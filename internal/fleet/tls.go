@@ -1,0 +1,136 @@
+package fleet
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"github.com/qs-peer/qs-peer/internal/ca"
+	"github.com/qs-peer/qs-peer/internal/trust"
+)
+
+// defaultColo is where a node is that is not told.
+const defaultColo = "default"
+
+// security is what a fleet over TLS has.
+type security struct {
+	authority *ca.Authority
+	client    trust.Files // reads and writes
+	operator  trust.Files // has snapshots published
+	reads     *trust.Credentials
+	operates  *trust.Credentials
+}
+
+// UseTLS has the nodes that are started from now on speak mutual TLS with
+// certificates by a, below whose directory they are put. It is called before the
+// first start.
+func (f *Fleet) UseTLS(a *ca.Authority) error {
+	s := &security{authority: a}
+	for _, c := range []struct {
+		role  trust.Role
+		files *trust.Files
+		creds **trust.Credentials
+	}{
+		{trust.RoleClientWrite, &s.client, &s.reads},
+		{trust.RoleOperator, &s.operator, &s.operates},
+	} {
+		issued, err := a.Issue(ca.Request{Role: c.role, Colo: defaultColo, Name: "fleet", Out: filepath.Join(a.Dir(), string(c.role)), NewKey: true})
+		if err != nil {
+			return err
+		}
+		*c.files = issued.Files
+		if *c.creds, err = trust.Open(trust.Options{Files: issued.Files}); err != nil {
+			return err
+		}
+	}
+	f.tls = s
+	return nil
+}
+
+// Client returns the certificate of a client that may read and write, and Operator
+// that of one that may have snapshots published; without TLS there are none.
+func (f *Fleet) Client() trust.Files {
+	if f.tls == nil {
+		return trust.Files{}
+	}
+	return f.tls.client
+}
+
+// Operator is described at Client.
+func (f *Fleet) Operator() trust.Files {
+	if f.tls == nil {
+		return trust.Files{}
+	}
+	return f.tls.operator
+}
+
+// Enrol makes sure that a node has a certificate of the fleet's authority; Start
+// does so, too. It does nothing without TLS.
+func (f *Fleet) Enrol(role, name, colo string) error {
+	if f.tls == nil {
+		return nil
+	}
+	f.mu.Lock()
+	_, done := f.enrolled[enrolment{role, name, colo}]
+	f.mu.Unlock()
+	if done {
+		return nil
+	}
+	a := f.tls.authority
+	issued, err := a.Issue(ca.Request{Role: trust.Role(role), Colo: colo, Name: name, Out: filepath.Join(a.Dir(), "nodes", name), NewKey: true})
+	if err != nil {
+		return fmt.Errorf("enrol %s: %w", name, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.enrolled[enrolment{role, name, colo}] = issued
+	return nil
+}
+
+// enrolment is who has a certificate.
+type enrolment struct{ role, name, colo string }
+
+// tlsArgs returns the flags of a node over TLS, none without.
+func (f *Fleet) tlsArgs(role, name string, extra []string) ([]string, error) {
+	if f.tls == nil {
+		return nil, nil
+	}
+	colo := defaultColo
+	for i, arg := range extra {
+		if arg == "--colo" && i+1 < len(extra) {
+			colo = extra[i+1]
+		}
+	}
+	if err := f.Enrol(role, name, colo); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	issued := f.enrolled[enrolment{role, name, colo}]
+	f.mu.Unlock()
+	args := []string{"--tls-ca", issued.Files.CA, "--tls-cert", issued.Files.Cert, "--tls-key", issued.Files.Key}
+	// Which may have come with a manager that was enrolled after this node.
+	if trusted := filepath.Join(issued.Dir, "trusted-keys"); exists(trusted) {
+		args = append(args, "--trusted-keys", trusted)
+	}
+	if issued.SigningKey != "" {
+		args = append(args, "--signing-key", issued.SigningKey)
+	}
+	return args, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// transport returns how nodes at a place are talked to: with a certificate, if there
+// is TLS, and only if it is that node that answers.
+func transport(at Place, creds *trust.Credentials, name string) *http.Transport {
+	// No compression: it would cost the node processor time that is measured.
+	t := &http.Transport{DialContext: at.Dial, DisableCompression: true}
+	if creds != nil {
+		t.TLSClientConfig = creds.ClientConfig(trust.Want(name, trust.NodeRoles()...))
+	}
+	return t
+}
