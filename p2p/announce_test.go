@@ -40,7 +40,7 @@ func TestAnnouncementsTogether(t *testing.T) {
 	defer cancel()
 	n := newNetwork(ctx, &Swarm{})
 	near, far := net.Pipe() // each Read returns what one Write wrote
-	c, err := n.wrap(near, inboundAddr(1))
+	c, err := n.wrap(near, inboundAddr(1), caller{})
 	if err != nil {
 		t.Fatal(err)
 	}

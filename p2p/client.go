@@ -147,7 +147,8 @@ func because(ctx context.Context, err error) error {
 // isNetwork reports whether err is about the connection.
 func isNetwork(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
+	var dial *dialError
+	return errors.As(err, &op) || errors.As(err, &dial) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
 }
 
 // isAnswer reports whether err has a type that tells what the peer said.
@@ -156,7 +157,7 @@ func isAnswer(err error) bool {
 	var diverged *txlog.DivergedError
 	var leased *LeasedError
 	var busy *BusyError
-	return errors.Is(err, ErrProtocol) || errors.Is(err, ErrNotHeld) || errors.Is(err, ErrOtherDataset) ||
+	return errors.Is(err, ErrProtocol) || errors.Is(err, ErrNotHeld) || errors.Is(err, ErrOtherDataset) || errors.Is(err, ErrForbidden) ||
 		errors.As(err, &trimmed) || errors.As(err, &diverged) || errors.As(err, &leased) || errors.As(err, &busy)
 }
 

@@ -3,11 +3,13 @@ package p2p
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"github.com/anacrolix/torrent"
 
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p/graph"
 )
 
@@ -36,6 +38,8 @@ const (
 	// time up to shunMax.
 	shunMin = 5 * time.Second
 	shunMax = 5 * time.Minute
+	// shunMemory is how long after it damage is remembered.
+	shunMemory = 30 * time.Minute
 )
 
 // dial is what is known about reaching a peer for one torrent.
@@ -44,9 +48,11 @@ type dial struct {
 	next     time.Time
 }
 
-// shun is what a peer has earned by sending damaged data.
+// shun is what a peer has earned by sending damaged data. It is kept by peer id,
+// which follows from the name, hence with TLS from the certificate.
 type shun struct {
 	strikes int // pieces that it alone, or perhaps it, spoilt
+	struck  time.Time
 	until   time.Time
 }
 
@@ -62,9 +68,38 @@ func (s *Swarm) blame(id torrent.PeerID, alone bool) {
 		s.shunned[id] = sh
 	}
 	sh.strikes++
+	sh.struck = time.Now()
 	if alone || sh.strikes > 1 {
-		sh.until = time.Now().Add(backoff(shunMin, shunMax, sh.strikes))
-		s.o.Logger.Info("peer sent damaged data", "peer", s.roster[id].Name, "peer_id", dialName(id).String(), "shunned_until", sh.until)
+		sh.until = sh.struck.Add(backoff(shunMin, shunMax, sh.strikes))
+		s.o.Refused(Damaged, s.called(id), fmt.Errorf("it sent a damaged piece and is shunned for %v", sh.until.Sub(sh.struck).Round(time.Second)))
+	}
+}
+
+// called returns what a peer is called in messages. s.mu is held.
+func (s *Swarm) called(id torrent.PeerID) string {
+	if p, listed := s.roster[id]; listed {
+		return p.Name
+	}
+	return "peer id " + dialName(id).String()
+}
+
+// checkShunned returns an error if a peer is not to be connected to.
+func (s *Swarm) checkShunned(id torrent.PeerID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); s.isShunned(id, now) {
+		left := s.shunned[id].until.Sub(now).Round(time.Second)
+		return &trust.RefusedError{Reason: Shunned, Err: fmt.Errorf("it sent damaged pieces and is shunned for another %v", left)}
+	}
+	return nil
+}
+
+// forgetShuns forgets peers that did no damage for long. s.mu is held.
+func (s *Swarm) forgetShuns(now time.Time) {
+	for id, sh := range s.shunned {
+		if now.Sub(sh.struck) > shunMemory {
+			delete(s.shunned, id)
+		}
 	}
 }
 
@@ -106,6 +141,7 @@ func (s *Swarm) tend(now time.Time) {
 	var damaged []*holding
 	var hangUp []*torrent.PeerConn
 	s.mu.Lock()
+	s.forgetShuns(now)
 	for c, l := range s.links {
 		// After damage here, peers connect again and hear what is left.
 		if s.isShunned(l.peer, now) || l.holding.damaged {

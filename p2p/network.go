@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/anacrolix/torrent"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // acceptPause is how long the listener rests after it could not accept (no file
@@ -77,6 +79,9 @@ func (n *network) Dial(ctx context.Context, name string) (net.Conn, error) {
 	if !listed {
 		return nil, fmt.Errorf("dial %s: no longer listed", name)
 	}
+	if err := n.swarm.checkShunned(id); err != nil {
+		return nil, fmt.Errorf("dial %s: %w", peer.Name, err)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
@@ -84,15 +89,22 @@ func (n *network) Dial(ctx context.Context, name string) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", peer.Name, err)
 	}
-	return n.wrap(c, dialName(id))
+	return n.wrap(c, dialName(id), caller{&id, peer.Name})
 }
 
-// Accept implements torrent.Listener.
+// Accept implements torrent.Listener. With TLS it returns connections of nodes that
+// are welcome.
 func (n *network) Accept() (net.Conn, error) {
 	for {
 		c, err := n.swarm.o.Listener.Accept()
 		if err == nil {
-			return n.wrap(c, inboundAddr(n.inbound.Add(1)))
+			from, err := n.swarm.callerOf(c)
+			if err != nil {
+				n.swarm.o.Refused(trust.ReasonOf(err), from.who, err)
+				c.Close()
+				continue
+			}
+			return n.wrap(c, inboundAddr(n.inbound.Add(1)), from)
 		}
 		// The client calls again at once, whatever the error.
 		select {
@@ -124,12 +136,13 @@ func (n *network) close() error {
 	return err
 }
 
-func (n *network) wrap(nc net.Conn, remote net.Addr) (net.Conn, error) {
+func (n *network) wrap(nc net.Conn, remote net.Addr, from caller) (net.Conn, error) {
 	keepShort(nc)
-	c := &conn{Conn: nc, network: n, remote: remote, waker: newWaker(nc, 0), framing: newFraming()}
-	if id, dialled := remote.(dialName); dialled {
-		c.peer.Store((*torrent.PeerID)(&id))
+	c := &conn{
+		Conn: nc, network: n, remote: remote, who: from.who,
+		waker: newWaker(nc, 0), framing: newFraming(), hello: hello{want: from.id},
 	}
+	c.peer.Store(from.id)
 	c.ctx, c.cancel = context.WithCancel(n.ctx)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -142,7 +155,7 @@ func (n *network) wrap(nc net.Conn, remote net.Addr) (net.Conn, error) {
 	return c, nil
 }
 
-// identify says who is on the other end of a connection that came in.
+// identify says who is on the other end of a connection that came in without TLS.
 func (n *network) identify(remote fmt.Stringer, id torrent.PeerID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -168,14 +181,16 @@ type conn struct {
 	net.Conn
 	network *network
 	remote  net.Addr
+	who     string                         // for messages
 	peer    atomic.Pointer[torrent.PeerID] // nil: not known yet
 	ctx     context.Context                // ends when it is closed
 	cancel  context.CancelFunc
 	closing sync.Once
 	err     error
 
-	waker   *waker // this and framing are the reader's
+	waker   *waker // this, framing and hello are the reader's
 	framing framing
+	hello   hello
 
 	writing sync.Mutex
 	held    []byte // announcements that wait for something to go with; guarded by writing
@@ -187,8 +202,12 @@ func (c *conn) RemoteAddr() net.Addr { return c.remote }
 // is shorter goes before pieces.
 const shortMessages = 1 << 10
 
+// writeChunk is how much is written at once: a block with its header.
+const writeChunk = blockSize + 13
+
 // Write waits for the upload budget first, a chunk at a time. The client writes
-// whole messages; announcements of pieces may wait.
+// whole messages; announcements of pieces may wait. A peer that does not take a chunk
+// within stuckAfter is given up.
 func (c *conn) Write(p []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
@@ -204,7 +223,7 @@ func (c *conn) send(p []byte) (int, error) {
 	short := len(p) <= shortMessages
 	written := 0
 	for held := c.held; len(p)+len(held) > 0; held = nil {
-		n := min(len(p), upload.chunk())
+		n := min(len(p), upload.chunk(), writeChunk)
 		class := Urgent
 		if !short {
 			class = c.network.class(c.peer.Load())
@@ -213,6 +232,7 @@ func (c *conn) send(p []byte) (int, error) {
 			return written, net.ErrClosed
 		}
 		c.held = c.held[:0]
+		c.Conn.SetWriteDeadline(time.Now().Add(stuckAfter))
 		m, err := writeBoth(c.Conn, held, p[:n])
 		written += m
 		if err != nil {
@@ -243,6 +263,11 @@ func (c *conn) Read(p []byte) (int, error) {
 	download := c.network.swarm.o.Download
 	c.waker.expect(c.framing.rest)
 	n, err := c.Conn.Read(p[:min(len(p), download.chunk())])
+	if !c.hello.check(p[:n]) {
+		err := fmt.Errorf("handshake of %s: the peer id in it is another's", c.who)
+		c.network.swarm.o.Refused(trust.WrongName, c.who, err)
+		return 0, err // the client hangs up
+	}
 	c.framing.advance(p[:n])
 	if n > 0 {
 		if werr := download.Wait(c.ctx, download.ownClass(), n); werr != nil && err == nil {

@@ -118,9 +118,9 @@ func (s *pieceServer) piece(w http.ResponseWriter, r *http.Request, began *bool)
 	if err != nil {
 		return err
 	}
-	name := r.Header.Get(nodeHeader)
-	if err := checkNode(name); err != nil {
-		return fmt.Errorf("%s: %w", nodeHeader, err)
+	name, colo, err := askerOf(r)
+	if err != nil {
+		return err
 	}
 	if s.from == nil {
 		return fmt.Errorf("%w: %s", ErrNotHeld, ih)
@@ -133,7 +133,11 @@ func (s *pieceServer) piece(w http.ResponseWriter, r *http.Request, began *bool)
 		return err
 	}
 	defer s.leave(a)
-	done, err := s.grant(ih, index, name)
+	if colo == "" {
+		peer, _ := s.from.asker(name)
+		colo = peer.Colo
+	}
+	done, err := s.grant(ih, index, name, colo)
 	if err != nil {
 		return err
 	}
@@ -195,11 +199,10 @@ func (s *pieceServer) forget(a *asker) {
 	}
 }
 
-// grant reserves a piece for an asker's colo, which is what gossip says, not the
-// asker. Nodes that gossip has not heard of count as one colo. done says how
-// sending it ended.
-func (s *pieceServer) grant(ih chunker.InfoHash, index int, name string) (done func(sent bool), err error) {
-	peer, _ := s.from.asker(name)
+// grant reserves a piece for an asker's colo, which is what its certificate says or
+// gossip, not the asker. Nodes of which neither tells count as one colo. done says
+// how sending it ended.
+func (s *pieceServer) grant(ih chunker.InfoHash, index int, name, colo string) (done func(sent bool), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.grants[ih]
@@ -212,14 +215,14 @@ func (s *pieceServer) grant(ih chunker.InfoHash, index int, name string) (done f
 		}
 		s.grants[ih] = g
 	}
-	ok, holder, retry := g.Ask(peer.Colo, name, index, s.now())
+	ok, holder, retry := g.Ask(colo, name, index, s.now())
 	if !ok {
 		return nil, &LeasedError{holder, retry}
 	}
 	return func(sent bool) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		g.Done(peer.Colo, name, index, sent, s.now())
+		g.Done(colo, name, index, sent, s.now())
 	}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -55,7 +56,10 @@ func refuse(w http.ResponseWriter, err error) {
 	var diverged *txlog.DivergedError
 	var leased *LeasedError
 	var busy *BusyError
+	var refused *trust.RefusedError
 	switch {
+	case errors.As(err, &refused):
+		status = http.StatusForbidden
 	case errors.As(err, &trimmed):
 		status = http.StatusGone
 		body.Asked, body.First = trimmed.Asked, trimmed.First
@@ -125,6 +129,8 @@ func accept(resp *http.Response) error {
 		return &txlog.DivergedError{Seq: body.Seq, Have: have, Want: want}
 	case http.StatusMisdirectedRequest:
 		return fmt.Errorf("%w: %s", ErrOtherDataset, strings.TrimPrefix(body.Error, ErrOtherDataset.Error()+": "))
+	case http.StatusForbidden:
+		return fmt.Errorf("%w: %s", ErrForbidden, body.Error)
 	case http.StatusNotFound:
 		return ErrNotHeld
 	case http.StatusBadRequest:

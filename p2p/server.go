@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -29,6 +30,11 @@ const (
 	flushAfter = 5 * time.Millisecond
 	// stuckAfter is how long a client may refuse to take bytes.
 	stuckAfter = 30 * time.Second
+	// requestTimeout is how long a request may take to arrive, idleTimeout how long the
+	// next may be in coming, and maxRequestHeader how long it may be, in bytes.
+	requestTimeout   = 10 * time.Second
+	idleTimeout      = 2 * time.Minute
+	maxRequestHeader = 8 << 10
 )
 
 // ServerOptions configure the peer protocol's server side.
@@ -44,6 +50,8 @@ type ServerOptions struct {
 	Upload, Egress *Budget
 	// MaxStreams bounds concurrent log streams. Default 1024.
 	MaxStreams int
+	// Refused hears of peers that were refused, and why. Default: they are logged.
+	Refused    RefusedFunc
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -53,6 +61,7 @@ type Server struct {
 	o       ServerOptions
 	mux     *http.ServeMux
 	slots   chan struct{} // one token per log stream
+	quotas  quotas
 	pieces  *pieceServer
 	metrics serverMetrics
 }
@@ -64,6 +73,9 @@ func NewServer(o ServerOptions) *Server {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Refused == nil {
+		o.Refused = logRefused(o.Logger)
 	}
 	s := &Server{
 		o: o, mux: http.NewServeMux(), slots: make(chan struct{}, o.MaxStreams),
@@ -78,23 +90,52 @@ func NewServer(o ServerOptions) *Server {
 	return s
 }
 
-// Attach makes srv serve s, and lets s watch its connections: that an asker is
-// gone is known by its last one's end, and connections beyond 4,096 are closed.
+// Attach makes srv serve s, with the protocol's limits, and lets s watch its
+// connections: that an asker is gone is known by its last one's end, and connections
+// beyond 4,096 are closed.
 func (s *Server) Attach(srv *http.Server) {
 	srv.Handler = s
+	srv.ReadHeaderTimeout, srv.IdleTimeout, srv.MaxHeaderBytes = requestTimeout, idleTimeout, maxRequestHeader
 	srv.ConnContext = s.pieces.opened
 	srv.ConnState = s.pieces.changed
 }
 
-// ServeHTTP implements http.Handler.
+// ServeHTTP implements http.Handler. With TLS it serves those that may be in the fleet.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(protocolHeader, protocolVersion)
-	if got := r.Header.Get(protocolHeader); got != protocolVersion {
-		refuse(w, fmt.Errorf("%w: the request has %s %q; this node speaks %q", ErrProtocol, protocolHeader, got, protocolVersion))
+	beImpatient(w) // streams and pieces renew it
+	leave, err := s.enter(w, r)
+	if err != nil {
+		refuse(w, err)
 		return
 	}
-	beImpatient(w) // streams and pieces renew it
+	defer leave()
 	s.mux.ServeHTTP(w, r)
+}
+
+// enter checks and counts a request in. leave counts it out.
+func (s *Server) enter(w http.ResponseWriter, r *http.Request) (leave func(), err error) {
+	id, err := authorise(r.TLS)
+	if err != nil {
+		s.o.Refused(trust.ReasonOf(err), nameOf(id, r.RemoteAddr), err)
+		return nil, err
+	}
+	if got := r.Header.Get(protocolHeader); got != protocolVersion {
+		return nil, fmt.Errorf("%w: the request has %s %q; this node speaks %q", ErrProtocol, protocolHeader, got, protocolVersion)
+	}
+	if r.ContentLength != 0 {
+		// net/http would read on, with all the time in the world.
+		http.NewResponseController(w).SetReadDeadline(time.Now())
+		w.Header().Set("Connection", "close")
+		return nil, fmt.Errorf("%w: the request has a body", ErrProtocol)
+	}
+	if id.IsZero() {
+		return func() {}, nil
+	}
+	if leave, err = s.quotas.enter(id.Name, r.URL.Path); err != nil {
+		s.o.Refused(TooMany, id.String(), err)
+	}
+	return leave, err
 }
 
 // beImpatient gives the client stuckAfter from now to take what is written.

@@ -59,10 +59,12 @@ type SwarmOptions struct {
 	// FromOtherColos or both. Default: other colos, then managers.
 	Sources []Source
 	// Listener accepts the connections of other peers. The swarm owns and
-	// closes it. Required.
+	// closes it. If they are TLS connections, their handshakes are done. Required.
 	Listener net.Listener
 	// Dial connects to other peers. Default: TCP, without TLS.
 	Dial DialFunc
+	// Refused hears of peers that were refused, and why. Default: they are logged.
+	Refused RefusedFunc
 	// Upload and Download limit what goes over connections. Default: no limit.
 	Upload, Download *Budget
 	// FS is where files are seeded from and fetched to. Default durable.OS.
@@ -91,6 +93,9 @@ func (o *SwarmOptions) validate() error {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Refused == nil {
+		o.Refused = logRefused(o.Logger)
 	}
 	return nil
 }

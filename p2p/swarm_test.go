@@ -91,7 +91,7 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 	for _, f := range configure {
 		f(&o)
 	}
-	client := NewClient(ClientOptions{Name: name, Download: o.Download})
+	client := NewClient(ClientOptions{Name: name, Download: o.Download, Dial: o.Dial})
 	t.Cleanup(client.Close)
 	o.Pieces = &counted{PieceClient: client, from: make(map[string]int64)}
 	s, err := NewSwarm(o)
@@ -104,7 +104,10 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 		}
 	})
 	asked := httptest.NewUnstartedServer(nil)
-	NewServer(ServerOptions{Pieces: s, Upload: o.Upload, Egress: o.Upload}).Attach(asked.Config)
+	NewServer(ServerOptions{Pieces: s, Upload: o.Upload, Egress: o.Upload, Refused: o.Refused}).Attach(asked.Config)
+	if secure, ok := o.Listener.(tlsListener); ok {
+		asked.Listener = tlsListener{asked.Listener, secure.config}
+	}
 	asked.Start()
 	t.Cleanup(asked.Close)
 	return &node{Swarm: s, Peer: Peer{

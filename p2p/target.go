@@ -54,8 +54,18 @@ func withTarget(ctx context.Context, t Target) context.Context {
 // target connects to the Target in ctx.
 func (dial DialFunc) target(ctx context.Context) (net.Conn, error) {
 	t := ctx.Value(targetKey{}).(Target)
-	return dial(ctx, t.Addr, wantPeer(t.Name))
+	c, err := dial(ctx, t.Addr, wantPeer(t.Name))
+	if err != nil {
+		return nil, &dialError{err}
+	}
+	return c, nil
 }
+
+// dialError is what befell the connecting to a peer, who sent nothing yet that could
+// be wrong.
+type dialError struct{ error }
+
+func (e *dialError) Unwrap() error { return e.error }
 
 func (t Target) String() string {
 	if t.Name == "" {

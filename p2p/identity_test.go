@@ -1,0 +1,296 @@
+package p2p
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/anacrolix/torrent"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
+	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
+)
+
+// tlsListener returns connections whose handshakes are done, one after the other.
+type tlsListener struct {
+	net.Listener
+	config *tls.Config
+}
+
+func (l tlsListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		secure := tls.Server(c, l.config)
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		if secure.Handshake() == nil {
+			c.SetDeadline(time.Time{})
+			return secure, nil
+		}
+		c.Close()
+	}
+}
+
+func dialTLS(creds *trust.Credentials) DialFunc {
+	return func(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error) {
+		d := tls.Dialer{Config: creds.ClientConfig(check)}
+		return d.DialContext(ctx, "tcp", addr)
+	}
+}
+
+// refusals are what a RefusedFunc heard.
+type refusals struct {
+	mu  sync.Mutex // guards all
+	all map[string]int
+}
+
+func (r *refusals) add(reason trust.Reason, who string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all == nil {
+		r.all = make(map[string]int)
+	}
+	r.all[fmt.Sprintf("%s %s", reason, who)]++
+}
+
+func (r *refusals) count(reason trust.Reason, who string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.all[fmt.Sprintf("%s %s", reason, who)]
+}
+
+// secured has a node speak TLS, as one of role.
+func secured(t testing.TB, a *trusttest.Authority, role trust.Role, heard *refusals) func(*SwarmOptions) {
+	return func(o *SwarmOptions) {
+		creds := a.Open(t, role, o.Name)
+		o.Colo = "default" // as in the certificate
+		o.Listener = tlsListener{o.Listener, creds.ServerConfig()}
+		o.Dial = dialTLS(creds)
+		o.Refused = heard.add
+	}
+}
+
+func identity(role trust.Role, name string) string { return trusttest.Identity(role, name).String() }
+
+// handshakeAs is what a peer sends first.
+func handshakeAs(id torrent.PeerID, p payload) []byte {
+	ih := p.torrent.InfoHash()
+	return bytes.Join([][]byte{[]byte("\x13BitTorrent protocol"), make([]byte, 8), ih[:], id[:]}, nil)
+}
+
+// answers reports whether the node answers what was sent with its own handshake, and
+// then keeps the connection.
+func answers(t *testing.T, c net.Conn, sent []byte) bool {
+	t.Helper()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Write(sent); err != nil {
+		return false
+	}
+	// A torrent's handshake is followed by what the peer has.
+	if _, err := io.ReadFull(c, make([]byte, handshakeSize+1)); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("the connection was left open without an answer")
+		}
+		return false
+	}
+	return true
+}
+
+// TestSwarmAdmission: who may connect to a node's swarm, and as whom.
+func TestSwarmAdmission(t *testing.T) {
+	a := trusttest.New(t)
+	p := newPayload(t, 1<<20)
+	var heard refusals
+	n := newNode(t, "seeder", false, secured(t, a, trust.RoleWorker, &heard))
+	seed(t, n, p)
+	for _, c := range []struct {
+		name   string
+		role   trust.Role
+		as     string // whose peer id it sends
+		reason trust.Reason
+	}{
+		{"w1", trust.RoleWorker, "w1", ""},
+		{"m1", trust.RoleManager, "m1", ""},
+		{"w2", trust.RoleWorker, "w1", trust.WrongName},
+		{"w3", trust.RoleWorker, "seeder", trust.WrongName},
+		{"r1", trust.RoleClientRead, "r1", trust.WrongRole},
+		{"rw1", trust.RoleClientWrite, "rw1", trust.WrongRole},
+		{"o1", trust.RoleOperator, "o1", trust.WrongRole},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, err := dialTLS(a.Open(t, c.role, c.name))(t.Context(), n.Addr, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if got := answers(t, conn, handshakeAs(peerID(c.as), p)); got != (c.reason == "") {
+				t.Errorf("served: %v", got)
+			}
+			want := 0
+			if c.reason != "" {
+				want = 1
+			}
+			if got := heard.count(c.reason, identity(c.role, c.name)); got != want {
+				t.Errorf("refused %d times, want %d: %v", got, want, heard.all)
+			}
+		})
+	}
+}
+
+// TestSwarmOverTLS: a fleet fetches a snapshot, and a node does not talk to one that
+// answers at another's address.
+func TestSwarmOverTLS(t *testing.T) {
+	a := trusttest.New(t)
+	p := newPayload(t, 4<<20)
+	var heard refusals
+	worker := secured(t, a, trust.RoleWorker, &heard)
+	s, w1, w2 := newNode(t, "seeder", false, worker), newNode(t, "w1", false, worker), newNode(t, "w2", false, worker)
+	seed(t, s, p)
+	introduce(t, s, w1, w2)
+	fetchAll(t, p, []*node{w1, w2})
+
+	w3 := newNode(t, "w3", false, worker)
+	impostor := s.facts()
+	impostor.Name = "somebody"
+	w3.SetPeers([]Peer{impostor})
+	if c, err := w3.network.Dial(t.Context(), dialName(peerID("somebody")).String()); trust.ReasonOf(err) != trust.WrongName {
+		t.Errorf("dialling %s as somebody else: %v, %v", s.Name, c, err)
+	}
+	if len(heard.all) > 0 {
+		t.Errorf("refused: %v", heard.all)
+	}
+}
+
+// TestOneBitChanged: a piece with one changed bit is fetched again elsewhere, and who
+// sent it is shunned by identity and for a time: it can connect neither at once nor
+// from a new process, others at its IP address can, and it later can, too.
+func TestOneBitChanged(t *testing.T) {
+	a := trusttest.New(t)
+	p := newPayload(t, 2<<20)
+	var heard refusals
+	worker := secured(t, a, trust.RoleWorker, &heard)
+	bad, w := newNode(t, "bad", false, worker), newNode(t, "w", false, worker)
+	path := seed(t, bad, p)
+	flip(t, path, p, 5*p.torrent.PieceLength()+77)
+	introduce(t, bad, w)
+	r := start(t, w, p)
+	who := peerID("bad")
+	eventually(t, "the shunning", func() bool { return w.checkShunned(who) != nil })
+	if heard.count(Damaged, "bad") == 0 {
+		t.Errorf("nobody heard of the damage: %v", heard.all)
+	}
+	eventually(t, "the end of its connections", func() bool { return w.linksTo(who) == 0 })
+	w.shunFor("bad", time.Hour)
+
+	creds := a.Open(t, trust.RoleWorker, "bad") // also with a new certificate
+	connect := func(name string, creds *trust.Credentials) bool {
+		conn, err := dialTLS(creds)(t.Context(), w.Addr, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		return answers(t, conn, handshakeAs(peerID(name), p))
+	}
+	for range 3 {
+		if connect("bad", creds) {
+			t.Error("a shunned peer was let in")
+		}
+	}
+	if n := heard.count(Shunned, identity(trust.RoleWorker, "bad")); n < 3 {
+		t.Errorf("%d refusals of a shunned peer were heard of, want 3: %v", n, heard.all)
+	}
+	if _, err := w.network.Dial(t.Context(), dialName(who).String()); trust.ReasonOf(err) != Shunned {
+		t.Errorf("dialling a shunned peer: %v", err)
+	}
+	if !connect("other", a.Open(t, trust.RoleWorker, "other")) {
+		t.Error("another peer at the same IP address was not let in")
+	}
+
+	good := newNode(t, "good", false, worker)
+	seed(t, good, p)
+	introduce(t, bad, w, good)
+	r.wait(t)
+	p.checkFile(t, w.path())
+	if last := r.last.Load(); last.Wasted == 0 {
+		t.Errorf("progress %+v: nothing wasted", *last)
+	}
+	w.shunFor("bad", 0)
+	if !connect("bad", creds) {
+		t.Error("the peer was not let in when its time was over")
+	}
+}
+
+// TestDamagedSource: the same for a piece that was asked for outside the swarm.
+func TestDamagedSource(t *testing.T) {
+	p := newPayload(t, 2<<20)
+	bad, good, w := newNode(t, "bad", true), newNode(t, "good", true), newNode(t, "w", false)
+	flip(t, seed(t, bad, p), p, 5*p.torrent.PieceLength()+77)
+	introduce(t, bad, w)
+	r := start(t, w, p)
+	eventually(t, "the shunning", func() bool { return w.checkShunned(peerID("bad")) != nil })
+	seed(t, good, p)
+	introduce(t, bad, good, w)
+	r.wait(t)
+	p.checkFile(t, w.path())
+	if last := r.last.Load(); last.Wasted == 0 {
+		t.Errorf("progress %+v: nothing wasted", *last)
+	}
+}
+
+func flip(t *testing.T, path string, p payload, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{p.data[off] ^ 1}, off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shunFor changes how long a peer is shunned.
+func (n *node) shunFor(name string, d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.shunned[peerID(name)].until = time.Now().Add(d)
+}
+
+func (n *node) linksTo(id torrent.PeerID) (links int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, l := range n.links {
+		if l.peer == id {
+			links++
+		}
+	}
+	return links
+}
+
+// TestShunsAreForgotten: what is remembered of damage does not grow for ever.
+func TestShunsAreForgotten(t *testing.T) {
+	n := newNode(t, "n", false)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := range 10 {
+		n.blame(peerID(fmt.Sprint(i)), i%2 == 0)
+	}
+	n.forgetShuns(time.Now().Add(shunMemory - time.Minute))
+	if len(n.shunned) != 10 {
+		t.Errorf("%d of 10 are remembered", len(n.shunned))
+	}
+	n.forgetShuns(time.Now().Add(shunMemory + time.Minute))
+	if len(n.shunned) != 0 {
+		t.Errorf("%d are remembered for ever", len(n.shunned))
+	}
+}
