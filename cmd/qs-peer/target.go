@@ -1,14 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/client"
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // answerTimeout is how long a node may be silent by default.
@@ -17,25 +21,34 @@ const answerTimeout = 30 * time.Second
 // target is the node that a command talks to.
 type target struct {
 	addr    string
+	tls     trust.Files
 	timeout time.Duration
 }
 
-// flags adds --addr and --timeout to cmd.
+// flags adds --addr, --timeout and those of TLS to cmd.
 func (t *target) flags(cmd *cobra.Command, timeout time.Duration) {
 	f := cmd.Flags()
-	f.StringVar(&t.addr, "addr", "127.0.0.1:7948", "HTTP `address` of the node, host:port or http://host:port")
+	f.StringVar(&t.addr, "addr", "127.0.0.1:7948", "HTTP `address` of the node, host:port or a URL; https if there is a certificate")
 	f.DurationVar(&t.timeout, "timeout", timeout, "longest silence of the node before giving up; 0 waits for ever")
+	f.StringVar(&t.tls.CA, "tls-ca", "", "`file` of the authorities' certificates that the node's is checked against (default $QS_TLS_CA)")
+	f.StringVar(&t.tls.Cert, "tls-cert", "", "`file` of the certificate that says who asks (default $QS_TLS_CERT)")
+	f.StringVar(&t.tls.Key, "tls-key", "", "`file` of the certificate's key (default $QS_TLS_KEY)")
 }
 
 func (t *target) client() (*client.Client, error) {
 	if t.timeout < 0 {
 		return nil, usagef("--timeout %v: want 0 or more", t.timeout)
 	}
-	c, err := client.New(t.addr, t.timeout)
-	if err != nil {
+	files := trust.Files{
+		CA:   cmp.Or(t.tls.CA, os.Getenv("QS_TLS_CA")),
+		Cert: cmp.Or(t.tls.Cert, os.Getenv("QS_TLS_CERT")),
+		Key:  cmp.Or(t.tls.Key, os.Getenv("QS_TLS_KEY")),
+	}
+	c, err := client.New(client.Options{Addr: t.addr, TLS: files, Silence: t.timeout})
+	if wrong := (*client.UsageError)(nil); errors.As(err, &wrong) {
 		return nil, &usageError{err}
 	}
-	return c, nil
+	return c, err
 }
 
 // codec is how keys and values are written on the command line and printed: as

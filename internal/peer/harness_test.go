@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // patience is how long a fleet on one machine may take for anything.
@@ -73,6 +76,11 @@ func (n *testNode) stop() {
 		n.t.Errorf("close %s: %v", n.o.Name, err)
 	}
 	n.p = nil
+}
+
+// testAccess lets everybody do everything, as without TLS.
+func testAccess(reg prometheus.Registerer) *access {
+	return newAccess(false, ClientLimits{}.withDefaults(), func(string, trust.Reason, string, error) {}, reg)
 }
 
 // answer is an HTTP answer, read whole.

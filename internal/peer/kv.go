@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,7 +31,7 @@ func pathKey(r *http.Request) ([]byte, error) {
 	return []byte(key), checkKey(key)
 }
 
-func (a *api) getKey(w http.ResponseWriter, r *http.Request) {
+func (a *api) getKey(w *response, r *http.Request) {
 	key, err := pathKey(r)
 	if err != nil {
 		a.fail(w, r, err)
@@ -41,16 +42,24 @@ func (a *api) getKey(w http.ResponseWriter, r *http.Request) {
 		found bool
 		pos   txlog.Pos
 	)
-	err = a.reads.view(func(tx *lmdbstore.Tx) error {
-		state, err := tx.State()
-		if err != nil {
-			return err
-		}
-		pos = state.Pos
-		v, ok, err := tx.Get(key)
-		// A copy: the client may take its time.
-		value, found = append(value[:0], v...), ok
-		return err
+	err = w.lease.whileShort(r.Context(), func() error {
+		return a.reads.view(func(tx *lmdbstore.Tx) error {
+			state, err := tx.State()
+			if err != nil {
+				return err
+			}
+			pos = state.Pos
+			v, ok, err := tx.Get(key)
+			if err != nil {
+				return err
+			}
+			if err := w.lease.reserve(int64(len(v))); err != nil {
+				return err
+			}
+			// A copy: the client may take its time.
+			value, found = slices.Clone(v), ok
+			return nil
+		})
 	})
 	if err != nil {
 		a.fail(w, r, err)
@@ -66,7 +75,7 @@ func (a *api) getKey(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(value)
 }
 
-func (a *api) putKey(w http.ResponseWriter, r *http.Request) {
+func (a *api) putKey(w *response, r *http.Request) {
 	key, err := pathKey(r)
 	if err != nil {
 		a.fail(w, r, err)
@@ -84,7 +93,7 @@ func (a *api) putKey(w http.ResponseWriter, r *http.Request) {
 	a.write(w, r, []txlog.Op{{Kind: txlog.Put, Key: key, Value: value}})
 }
 
-func (a *api) deleteKey(w http.ResponseWriter, r *http.Request) {
+func (a *api) deleteKey(w *response, r *http.Request) {
 	key, err := pathKey(r)
 	if err != nil {
 		a.fail(w, r, err)
@@ -93,7 +102,7 @@ func (a *api) deleteKey(w http.ResponseWriter, r *http.Request) {
 	a.write(w, r, []txlog.Op{{Kind: txlog.Delete, Key: key}})
 }
 
-func (a *api) write(w http.ResponseWriter, r *http.Request, ops []txlog.Op) {
+func (a *api) write(w *response, r *http.Request, ops []txlog.Op) {
 	pos, err := a.writer.write(r.Context(), ops)
 	if err != nil {
 		a.fail(w, r, err)
@@ -103,25 +112,32 @@ func (a *api) write(w http.ResponseWriter, r *http.Request, ops []txlog.Op) {
 }
 
 // readValue reads a body that is a value.
-func readValue(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+func readValue(w *response, r *http.Request) ([]byte, error) {
 	tooLong := &txlog.LimitError{What: "value", Got: r.ContentLength, Min: 0, Max: txlog.MaxValue}
-	if r.ContentLength > txlog.MaxValue {
+	switch {
+	case r.ContentLength > txlog.MaxValue:
 		return nil, tooLong
+	case r.ContentLength >= 0:
+		value, err := gather(r.Context(), r.Body, r.ContentLength, &w.lease)
+		return value, bodyError(err)
 	}
-	value, err := io.ReadAll(http.MaxBytesReader(w, r.Body, txlog.MaxValue))
-	if is[*http.MaxBytesError](err) {
+	value, err := gather(r.Context(), r.Body, txlog.MaxValue+1, &w.lease)
+	switch {
+	case err == nil:
 		tooLong.Got = txlog.MaxValue + 1 // at least
 		return nil, tooLong
+	case errors.Is(err, io.EOF):
+		return value, nil
 	}
-	return value, bodyError(err)
+	return nil, bodyError(err)
 }
 
 // bodyError explains why a body could not be read to its end.
 func bodyError(err error) error {
-	if err == nil || is[*http.MaxBytesError](err) {
+	if err == nil || is[*http.MaxBytesError](err) || is[*busyError](err) {
 		return err
 	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return badRequest("the request's body ended early")
 	}
 	return badRequest("read the request's body: %v", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"slices"
@@ -44,6 +45,11 @@ type Options struct {
 	HTTPAddr   string // default DefaultHTTPAddr
 	RESPAddr   string // empty: no RESP over TCP
 	RESPUnix   string // path of a Unix socket; empty: none
+	// RESPUnixMode are the permissions of the socket's file: whoever may write to it has
+	// every right. Default DefaultRESPUnixMode.
+	RESPUnixMode fs.FileMode
+	// Clients bounds what clients of HTTP and RESP may take.
+	Clients ClientLimits
 
 	// Join are gossip addresses of members. A manager with an empty data
 	// directory creates a dataset if it joins nobody or Init is set, and
@@ -107,6 +113,10 @@ func (o Options) withDefaults() Options {
 	fill(&o.PeerAddr, DefaultPeerAddr)
 	fill(&o.HTTPAddr, DefaultHTTPAddr)
 	fill(&o.Version, "unknown")
+	if o.RESPUnixMode == 0 {
+		o.RESPUnixMode = DefaultRESPUnixMode
+	}
+	o.Clients = o.Clients.withDefaults()
 	if o.KeepSnapshots == 0 {
 		o.KeepSnapshots = DefaultKeepSnapshots
 	}
@@ -161,6 +171,12 @@ func (o *Options) validate(ctx context.Context) error {
 	case o.UploadRate > 0 && o.EgressRate > o.UploadRate:
 		return fmt.Errorf("--egress-rate is %d bytes/s, above --upload-rate, %d, which limits it already: lower it, or leave it out",
 			o.EgressRate, o.UploadRate)
+	}
+	if err := o.Clients.validate(); err != nil {
+		return err
+	}
+	if err := checkMode(o.RESPUnixMode); err != nil {
+		return fmt.Errorf("--resp-unix-mode %#o: %w", o.RESPUnixMode, err)
 	}
 	for _, l := range o.listenAddrs() {
 		if l.addr == "" {

@@ -43,7 +43,7 @@ type Payload struct {
 // own disk, fetches no snapshot.
 var errNeverFetched = errors.New("this node has fetched no snapshot since it started: see /v1/status for its state")
 
-func (a *api) getProgress(w http.ResponseWriter, _ *http.Request) {
+func (a *api) getProgress(w *response, _ *http.Request) {
 	p, ok := a.progress()
 	if !ok {
 		writeError(w, http.StatusNotFound, errNeverFetched)

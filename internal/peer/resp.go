@@ -14,10 +14,15 @@ import (
 )
 
 const (
-	// maxRESPClients bounds the connections of one node.
-	maxRESPClients = 4096
+	// listenerRESP names the RESP listeners in metrics and logs.
+	listenerRESP = "resp"
 	// respSpill is how much of pipelined answers is gathered before they are sent.
-	respSpill = 64 << 10
+	respSpill = 16 << 10
+	// respKept is how much memory an idle connection keeps for answers.
+	respKept = 1 << 10
+	// respIdle is how long a connection from another machine may send nothing between
+	// commands.
+	respIdle = time.Hour
 )
 
 // respServer answers the RESP2 protocol.
@@ -33,6 +38,7 @@ type respServer struct {
 	name, version string
 	reads         *reads
 	writer        *writer
+	access        *access
 	cursors       *cursors
 	logger        *slog.Logger
 	commands      *prometheus.CounterVec
@@ -47,9 +53,9 @@ type respServer struct {
 	conns     map[net.Conn]struct{}
 }
 
-func newRESPServer(r *reads, w *writer, o *Options, reg prometheus.Registerer, logger *slog.Logger) *respServer {
+func newRESPServer(r *reads, w *writer, a *access, o *Options, reg prometheus.Registerer, logger *slog.Logger) *respServer {
 	s := &respServer{
-		name: o.Name, version: o.Version, reads: r, writer: w, cursors: newCursors(), logger: logger,
+		name: o.Name, version: o.Version, reads: r, writer: w, access: a, cursors: newCursors(), logger: logger,
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_resp_commands_total", Help: "RESP commands answered, by command and outcome.",
 		}, []string{"command", "outcome"}),
@@ -94,17 +100,17 @@ func (s *respServer) serve(ln net.Listener) {
 func (s *respServer) admit(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopped || len(s.conns) >= maxRESPClients {
-		_ = conn.SetWriteDeadline(time.Now().Add(time.Second))
-		_, _ = conn.Write(respFailure(nil, "ERR max number of clients reached"))
+	if s.stopped {
 		conn.Close()
 		return
 	}
 	s.conns[conn] = struct{}{}
 	s.wg.Go(func() {
-		c := &respConn{server: s, conn: conn}
+		c := &respConn{server: s, conn: conn, caller: callerOf(conn)}
+		c.lease = s.access.lease(c.caller)
 		c.serve()
 		conn.Close()
+		c.lease.close()
 		s.mu.Lock()
 		delete(s.conns, conn)
 		s.mu.Unlock()
@@ -146,25 +152,29 @@ func (s *respServer) stop(ctx context.Context) error {
 
 // respConn is one connection. One goroutine uses it.
 type respConn struct {
-	server *respServer
-	conn   net.Conn
-	out    []byte // answers that were not sent yet
-	within bool   // a command: its first byte is there
-	tx     *respTx
-	quit   bool
+	server  *respServer
+	conn    net.Conn
+	caller  caller
+	lease   lease  // of memory for arguments, a transaction and answers
+	out     []byte // answers that were not sent yet
+	outHeld int64  // of the lease
+	within  bool   // a command: its first byte is there
+	pace    pace   // of the command
+	tx      *respTx
+	quit    bool
 	// lastSeq is the entry of the last write here, for INFO.
 	lastSeq uint64
 }
 
 func (c *respConn) serve() {
-	in := bufio.NewReaderSize(c, maxInline)
+	in := &respReader{Reader: bufio.NewReaderSize(c, maxInline), ctx: c.server.ctx, lease: &c.lease}
 	for !c.quit {
 		c.within = false
 		if _, err := in.Peek(1); err != nil {
 			return
 		}
-		c.within = true
-		req, err := readRESP(in)
+		c.within, c.pace = true, pace{}
+		req, err := in.next()
 		if err != nil {
 			if bad, ok := errors.AsType[*protocolError](err); ok {
 				c.out = respFailure(c.out, "ERR "+bad.Error())
@@ -182,44 +192,48 @@ func (c *respConn) serve() {
 	_ = c.flush()
 }
 
-// Read reads from the client: between commands as long as it takes, within one
-// no longer than stallTimeout.
+// Read reads from the client: within a command no more slowly than pace allows.
 func (c *respConn) Read(p []byte) (int, error) {
-	var deadline time.Time
 	if c.within {
-		deadline = time.Now().Add(stallTimeout)
+		return c.pace.move(c.setReadDeadline, func() (int, error) { return c.conn.Read(p) })
 	}
-	if err := c.server.setReadDeadline(c.conn, deadline); err != nil {
+	var deadline time.Time
+	if !c.caller.local {
+		deadline = time.Now().Add(respIdle)
+	}
+	if err := c.setReadDeadline(deadline); err != nil {
 		return 0, err
 	}
 	return c.conn.Read(p)
 }
 
 // setReadDeadline does not undo the one that stop sets.
-func (s *respServer) setReadDeadline(conn net.Conn, t time.Time) error {
+func (c *respConn) setReadDeadline(t time.Time) error {
+	s := c.server
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopped {
 		return net.ErrClosed
 	}
-	return conn.SetReadDeadline(t)
+	return c.conn.SetReadDeadline(t)
 }
 
 func (c *respConn) flush() error {
+	var p pace
 	for rest := c.out; len(rest) > 0; {
 		chunk := rest[:min(len(rest), writeChunk)]
-		if err := c.conn.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil {
+		n, err := p.move(c.conn.SetWriteDeadline, func() (int, error) { return c.conn.Write(chunk) })
+		if err != nil {
 			return err
 		}
-		if _, err := c.conn.Write(chunk); err != nil {
-			return err
-		}
-		rest = rest[len(chunk):]
+		rest = rest[n:]
 	}
-	if cap(c.out) > 2*respSpill {
-		c.out = nil // one large answer is no reason to keep so much
+	if cap(c.out) > respKept {
+		c.out = nil // connections are many, and most of them idle
 	}
 	c.out = c.out[:0]
+	c.lease.give(c.outHeld)
+	c.outHeld = 0
 	return nil
 }
 
@@ -227,31 +241,49 @@ func (c *respConn) flush() error {
 func (c *respConn) dispatch(req *respRequest) {
 	name := strings.ToUpper(string(req.args[0]))
 	cmd, ok := respCommands[name]
-	var err error
-	switch {
-	case !ok:
+	if !ok {
 		name = "other"
-		err = respErrorf("ERR unknown command '%.64s'", req.args[0])
-	case req.tooLong != nil:
-		err = req.tooLong
-	case !cmd.takes(len(req.args)):
-		err = respErrorf("ERR wrong number of arguments for '%s' command", strings.ToLower(name))
-	case c.tx != nil && cmd.queue != nil:
-		err = cmd.queue(c, req.args[1:])
-	case c.tx != nil && !cmd.inMulti:
-		err = respErrorf("ERR %s can not be queued: a transaction takes SET, DEL and MSET", name)
-	default:
-		err = cmd.run(c, req.args[1:])
+	}
+	queued, err := c.run(name, cmd, req)
+	if queued && err == nil && !c.tx.broken {
+		c.tx.held += req.held
+	} else {
+		c.lease.give(req.held)
 	}
 	outcome := "ok"
 	if err != nil {
 		outcome = "error"
 		if c.tx != nil && name != "EXEC" {
-			c.tx.broken = true
+			c.spoil()
 		}
 		c.out = respFailure(c.out, respMessage(err))
 	}
 	c.server.commands.WithLabelValues(strings.ToLower(name), outcome).Inc()
+}
+
+// run runs a command, or queues it. cmd is nil if there is none of that name.
+func (c *respConn) run(name string, cmd *respCommand, req *respRequest) (queued bool, err error) {
+	access := c.server.access
+	if err := access.pass(c.server.ctx, listenerRESP, c.caller); err != nil {
+		return false, err
+	}
+	if cmd == nil {
+		return false, respErrorf("ERR unknown command '%.64s'", req.args[0])
+	}
+	if err := access.check(listenerRESP, c.caller, cmd.verb); err != nil {
+		return false, err
+	}
+	switch {
+	case req.refused != nil:
+		return false, req.refused
+	case !cmd.takes(len(req.args)):
+		return false, respErrorf("ERR wrong number of arguments for '%s' command", strings.ToLower(name))
+	case c.tx != nil && cmd.queue != nil:
+		return true, cmd.queue(c, req.args[1:])
+	case c.tx != nil && !cmd.inMulti:
+		return false, respErrorf("ERR %s can not be queued: a transaction takes SET, DEL and MSET", name)
+	}
+	return false, cmd.run(c, req.args[1:])
 }
 
 // respError is an answer that begins with its code already.
@@ -269,6 +301,10 @@ func respMessage(err error) string {
 		code = "READONLY"
 	case is[*notReadyError](err):
 		code = "LOADING"
+	case is[*forbiddenError](err):
+		code = "NOPERM"
+	case is[*busyError](err), is[*rateError](err):
+		code = "TRYAGAIN"
 	}
 	return code + " " + err.Error()
 }

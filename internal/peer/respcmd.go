@@ -7,15 +7,17 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
-// maxReply bounds the values of one answer, in bytes.
-const maxReply = 64 << 20
+// replyCost is what an answer takes for a value besides its bytes.
+const replyCost = 16
 
 // respCommand is how a command is answered.
 type respCommand struct {
-	min, max int // arguments, the name included; max 0: any number
+	verb     trust.Verb // the right that it takes
+	min, max int        // arguments, the name included; max 0: any number
 	flags    string
 	firstKey int
 	lastKey  int
@@ -37,24 +39,24 @@ var respCommands = makeRESPCommands()
 
 func makeRESPCommands() map[string]*respCommand {
 	cmds := map[string]*respCommand{
-		"GET":     {min: 2, max: 2, flags: "readonly", firstKey: 1, lastKey: 1, step: 1, run: (*respConn).get},
-		"MGET":    {min: 2, flags: "readonly", firstKey: 1, lastKey: -1, step: 1, run: (*respConn).mget},
-		"EXISTS":  {min: 2, flags: "readonly", firstKey: 1, lastKey: -1, step: 1, run: (*respConn).exists},
-		"STRLEN":  {min: 2, max: 2, flags: "readonly", firstKey: 1, lastKey: 1, step: 1, run: (*respConn).strlen},
-		"SCAN":    {min: 2, flags: "readonly", run: (*respConn).scan},
-		"SET":     {min: 3, flags: "write", firstKey: 1, lastKey: 1, step: 1, run: writing(parseSet), queue: queueing(parseSet)},
-		"DEL":     {min: 2, flags: "write", firstKey: 1, lastKey: -1, step: 1, run: writing(parseDel), queue: queueing(parseDel)},
-		"MSET":    {min: 3, flags: "write", firstKey: 1, lastKey: -1, step: 2, run: writing(parseMSet), queue: queueing(parseMSet)},
-		"MULTI":   {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).multi},
-		"EXEC":    {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).exec},
-		"DISCARD": {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).discard},
-		"PING":    {min: 1, max: 2, flags: "fast", run: (*respConn).ping},
-		"ECHO":    {min: 2, max: 2, flags: "fast", run: (*respConn).echo},
-		"QUIT":    {min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).bye},
-		"INFO":    {min: 1, flags: "fast", run: (*respConn).info},
-		"SELECT":  {min: 2, max: 2, flags: "fast", run: (*respConn).choose},
+		"GET":     {verb: trust.VerbRead, min: 2, max: 2, flags: "readonly", firstKey: 1, lastKey: 1, step: 1, run: (*respConn).get},
+		"MGET":    {verb: trust.VerbRead, min: 2, flags: "readonly", firstKey: 1, lastKey: -1, step: 1, run: (*respConn).mget},
+		"EXISTS":  {verb: trust.VerbRead, min: 2, flags: "readonly", firstKey: 1, lastKey: -1, step: 1, run: (*respConn).exists},
+		"STRLEN":  {verb: trust.VerbRead, min: 2, max: 2, flags: "readonly", firstKey: 1, lastKey: 1, step: 1, run: (*respConn).strlen},
+		"SCAN":    {verb: trust.VerbRead, min: 2, flags: "readonly", run: (*respConn).scan},
+		"SET":     {verb: trust.VerbWrite, min: 3, flags: "write", firstKey: 1, lastKey: 1, step: 1, run: writing(parseSet), queue: queueing(parseSet)},
+		"DEL":     {verb: trust.VerbWrite, min: 2, flags: "write", firstKey: 1, lastKey: -1, step: 1, run: writing(parseDel), queue: queueing(parseDel)},
+		"MSET":    {verb: trust.VerbWrite, min: 3, flags: "write", firstKey: 1, lastKey: -1, step: 2, run: writing(parseMSet), queue: queueing(parseMSet)},
+		"MULTI":   {verb: trust.VerbWrite, min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).multi},
+		"EXEC":    {verb: trust.VerbWrite, min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).exec},
+		"DISCARD": {verb: trust.VerbWrite, min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).discard},
+		"PING":    {verb: trust.VerbStatus, min: 1, max: 2, flags: "fast", run: (*respConn).ping},
+		"ECHO":    {verb: trust.VerbStatus, min: 2, max: 2, flags: "fast", run: (*respConn).echo},
+		"QUIT":    {verb: trust.VerbStatus, min: 1, max: 1, flags: "fast", inMulti: true, run: (*respConn).bye},
+		"INFO":    {verb: trust.VerbStatus, min: 1, flags: "fast", run: (*respConn).info},
+		"SELECT":  {verb: trust.VerbStatus, min: 2, max: 2, flags: "fast", run: (*respConn).choose},
 	}
-	cmds["COMMAND"] = &respCommand{min: 1, flags: "fast", run: func(c *respConn, args [][]byte) error {
+	cmds["COMMAND"] = &respCommand{verb: trust.VerbStatus, min: 1, flags: "fast", run: func(c *respConn, args [][]byte) error {
 		return c.describeCommands(cmds, args)
 	}}
 	return cmds
@@ -65,48 +67,64 @@ func respErrorf(format string, args ...any) error { return respError(fmt.Sprintf
 func (c *respConn) get(args [][]byte) error {
 	return c.view(args, func(tx *lmdbstore.Tx) error {
 		v, ok, err := tx.Get(args[0])
-		if err == nil {
-			c.appendValue(v, ok)
+		if err != nil {
+			return err
 		}
-		return err
+		if err := c.room(len(v) + replyCost); err != nil {
+			return err
+		}
+		c.appendValue(v, ok)
+		return nil
 	})
 }
 
+// mget looks twice: for how long the answer is, and for the answer.
 func (c *respConn) mget(args [][]byte) error {
-	mark, size := len(c.out), 0
-	c.out = respArray(c.out, len(args))
-	err := c.view(args, func(tx *lmdbstore.Tx) error {
-		for _, key := range args {
-			v, ok, err := tx.Get(key)
-			if err != nil {
-				return err
+	return c.view(args, func(tx *lmdbstore.Tx) error {
+		size := replyCost
+		err := each(tx, args, func(v []byte, _ bool) error {
+			if size += len(v) + replyCost; size > maxRequest {
+				return respErrorf("ERR the values asked for are longer than %d bytes together: ask for fewer keys", maxRequest)
 			}
-			if size += len(v); size > maxReply {
-				return respErrorf("ERR the values asked for are longer than %d bytes together: ask for fewer keys", maxReply)
-			}
-			c.appendValue(v, ok)
+			return nil
+		})
+		if err != nil {
+			return err
 		}
-		return nil
+		if err := c.room(size); err != nil {
+			return err
+		}
+		c.out = respArray(c.out, len(args))
+		return each(tx, args, func(v []byte, ok bool) error {
+			c.appendValue(v, ok)
+			return nil
+		})
 	})
-	if err != nil {
-		c.out = c.out[:mark]
+}
+
+// each passes the keys' values to fn.
+func each(tx *lmdbstore.Tx, keys [][]byte, fn func(value []byte, ok bool) error) error {
+	for _, key := range keys {
+		v, ok, err := tx.Get(key)
+		if err != nil {
+			return err
+		}
+		if err := fn(v, ok); err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 func (c *respConn) exists(args [][]byte) error {
 	n := int64(0)
 	err := c.view(args, func(tx *lmdbstore.Tx) error {
-		for _, key := range args {
-			_, ok, err := tx.Get(key)
-			if err != nil {
-				return err
-			}
+		return each(tx, args, func(_ []byte, ok bool) error {
 			if ok {
 				n++
 			}
-		}
-		return nil
+			return nil
+		})
 	})
 	if err == nil {
 		c.out = respInt(c.out, n)
@@ -127,14 +145,32 @@ func (c *respConn) strlen(args [][]byte) error {
 	return err
 }
 
-// view runs fn in a read transaction after checking keys.
+// view runs fn in a read transaction after checking keys. When room fails in it, it is
+// run again once there is some. After an error nothing of an answer is left.
 func (c *respConn) view(keys [][]byte, fn func(*lmdbstore.Tx) error) error {
 	for _, key := range keys {
 		if err := checkKey(key); err != nil {
 			return err
 		}
 	}
-	return c.server.reads.view(fn)
+	mark, held := len(c.out), c.outHeld
+	return c.lease.whileShort(c.server.ctx, func() error {
+		err := c.server.reads.view(fn)
+		if err != nil {
+			c.out, c.outHeld = c.out[:mark], held
+		}
+		return err
+	})
+}
+
+// room makes room for n bytes of an answer, which are given back once it is sent.
+func (c *respConn) room(n int) error {
+	if err := c.lease.reserve(int64(n)); err != nil {
+		return err
+	}
+	c.outHeld += int64(n)
+	c.out = slices.Grow(c.out, n)
+	return nil
 }
 
 func (c *respConn) appendValue(v []byte, ok bool) {
@@ -154,7 +190,17 @@ func (c *respConn) ping(args [][]byte) error {
 }
 
 func (c *respConn) echo(args [][]byte) error {
-	c.out = respBulk(c.out, args[0])
+	return c.answer(args[0])
+}
+
+// answer appends bytes of the client's own.
+func (c *respConn) answer(b []byte) error {
+	n := int64(len(b) + replyCost)
+	if err := c.lease.take(c.server.ctx, n); err != nil {
+		return err
+	}
+	c.outHeld += n
+	c.out = respBulk(c.out, b)
 	return nil
 }
 

@@ -3,6 +3,7 @@ package peer
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,12 +14,11 @@ import (
 
 // Limits of a RESP request.
 const (
-	maxInline  = 64 << 10       // bytes of an inline command
-	maxArgs    = 1 << 20        // arguments of a command
-	maxBulk    = 512 << 20      // bytes of an argument that is skipped and refused politely
-	maxRequest = txlog.MaxEntry // bytes of all arguments that are kept
-	bulkAhead  = 64 << 10       // bytes allocated before any arrived
-	argCost    = 32             // bytes that an argument takes besides its own
+	maxInline = 8 << 10   // bytes of an inline command, and of a connection's read buffer
+	maxArgs   = 1 << 20   // arguments of a command
+	maxBulk   = 512 << 20 // bytes of an argument that is skipped and refused politely
+	argCost   = 64        // bytes that an argument takes besides its own
+	maxQuoted = 64        // bytes of a command's name that an answer quotes
 )
 
 // protocolError is a request after which nothing can be understood any more.
@@ -29,16 +29,24 @@ func (e *protocolError) Error() string { return "Protocol error: " + e.reason }
 // respRequest is one command and its arguments.
 type respRequest struct {
 	args [][]byte
-	// tooLong is set, and args incomplete, when a limit was passed; what was too
-	// long has been read and dropped.
-	tooLong error
+	// refused is set, and args is only the command's name, when a limit was passed or
+	// there was no memory; what was too much has been read and dropped.
+	refused error
+	held    int64 // of the lease
 }
 
-// readRESP reads the next request: an array of bulk strings, or an inline
-// command. No memory is taken for what is only announced.
-func readRESP(r *bufio.Reader) (*respRequest, error) {
+// respReader reads requests. No memory is taken for what is only announced.
+type respReader struct {
+	*bufio.Reader
+	ctx   context.Context
+	lease *lease
+}
+
+// next reads the next request: an array of bulk strings, or an inline command. The
+// caller gives what it holds of the lease back.
+func (r *respReader) next() (*respRequest, error) {
 	for {
-		line, err := readLine(r, maxInline)
+		line, err := r.line()
 		if err != nil {
 			return nil, err
 		}
@@ -53,7 +61,7 @@ func readRESP(r *bufio.Reader) (*respRequest, error) {
 			return nil, err
 		}
 		if n > 0 {
-			return readArray(r, n)
+			return r.array(n)
 		}
 	}
 }
@@ -72,40 +80,45 @@ func readInline(line []byte) (*respRequest, error) {
 	return req, nil
 }
 
-func readArray(r *bufio.Reader, n int) (*respRequest, error) {
-	req := &respRequest{args: make([][]byte, 0, min(n, 64))}
-	total := 0
+func (r *respReader) array(n int) (*respRequest, error) {
+	req := &respRequest{args: make([][]byte, 0, min(n, 16))}
+	before, total := r.lease.n, int64(0)
 	for range n {
-		line, err := readLine(r, maxInline)
+		line, err := r.line()
 		if err != nil {
 			return nil, inFrame(err)
 		}
 		if len(line) == 0 || line[0] != '$' {
 			return nil, &protocolError{fmt.Sprintf("expected '$' and a length, got %.32q", line)}
 		}
-		size, err := parseLength("bulk", line[1:], maxBulk)
+		length, err := parseLength("bulk", line[1:], maxBulk)
 		if err != nil {
 			return nil, err
 		}
+		size := int64(length)
 		total += size + argCost
 		switch {
-		case req.tooLong != nil:
+		case req.refused != nil:
 		case size > txlog.MaxValue:
-			req.tooLong = &txlog.LimitError{What: "value", Got: int64(size), Min: 0, Max: txlog.MaxValue}
+			req.refused = &txlog.LimitError{What: "value", Got: size, Min: 0, Max: txlog.MaxValue}
 		case total > maxRequest:
-			req.tooLong = &txlog.LimitError{What: "command", Got: int64(total), Min: 1, Max: maxRequest}
-		}
-		if req.tooLong != nil {
-			req.args = req.args[:min(len(req.args), 1)] // the command's name is all that is needed
-			if _, err := io.CopyN(io.Discard, r, int64(size)); err != nil {
-				return nil, inFrame(err)
-			}
-		} else {
-			arg, err := readBulk(r, size)
-			if err != nil {
-				return nil, inFrame(err)
-			}
+			req.refused = &txlog.LimitError{What: "command", Got: total, Min: 1, Max: maxRequest}
+		default:
+			var arg []byte
+			arg, err = r.argument(size)
+			size -= int64(len(arg))
 			req.args = append(req.args, arg)
+			if is[*busyError](err) {
+				req.refused, err = err, nil
+			}
+		}
+		if err == nil && req.refused != nil {
+			req.keepName()
+			r.lease.give(r.lease.n - before)
+			_, err = io.CopyN(io.Discard, r, size)
+		}
+		if err != nil {
+			return nil, inFrame(err)
 		}
 		var end [2]byte
 		if _, err := io.ReadFull(r, end[:]); err != nil {
@@ -115,29 +128,35 @@ func readArray(r *bufio.Reader, n int) (*respRequest, error) {
 			return nil, &protocolError{"an argument is longer than it said"}
 		}
 	}
+	req.held = r.lease.n - before
 	return req, nil
 }
 
-// readBulk reads size bytes, and allocates as they arrive rather than as
-// announced.
-func readBulk(r io.Reader, size int) ([]byte, error) {
-	if size <= bulkAhead {
-		arg := make([]byte, size)
-		_, err := io.ReadFull(r, arg)
-		return arg, err
+// argument reads size bytes into memory of the lease. After an error it returns how far
+// it came.
+func (r *respReader) argument(size int64) ([]byte, error) {
+	if err := r.lease.take(r.ctx, argCost); err != nil {
+		return nil, err
 	}
-	var buf bytes.Buffer
-	buf.Grow(bulkAhead)
-	_, err := io.CopyN(&buf, r, int64(size))
-	return buf.Bytes(), err
+	return gather(r.ctx, r, size, r.lease)
 }
 
-// readLine reads up to a line's end, which it cuts off. The line is valid until
-// the next read.
-func readLine(r *bufio.Reader, limit int) ([]byte, error) {
+// keepName drops what an answer does not need.
+func (req *respRequest) keepName() {
+	if len(req.args) > 0 {
+		name := req.args[0]
+		req.args = [][]byte{bytes.Clone(name[:min(len(name), maxQuoted)])}
+	} else {
+		req.args = [][]byte{{}}
+	}
+}
+
+// line reads up to a line's end, which it cuts off. The line is valid until the next
+// read.
+func (r *respReader) line() ([]byte, error) {
 	line, err := r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return nil, &protocolError{fmt.Sprintf("a line is longer than %d bytes", limit)}
+		return nil, &protocolError{fmt.Sprintf("a line is longer than %d bytes", maxInline)}
 	}
 	if err != nil {
 		if len(line) > 0 {

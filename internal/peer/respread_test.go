@@ -2,6 +2,7 @@ package peer
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,15 @@ import (
 
 	"github.com/qs-peer/qs-peer/txlog"
 )
+
+// respReaderOf reads from text, with all the memory that one caller may have.
+func respReaderOf(text string) *respReader {
+	l := ClientLimits{}.withDefaults()
+	return &respReader{
+		Reader: bufio.NewReaderSize(strings.NewReader(text), maxInline), ctx: context.Background(),
+		lease: &lease{quota: newQuota("memory", l.Memory, l.Memory/4*3), holder: "test"},
+	}
+}
 
 func TestReadRESP(t *testing.T) {
 	value := strings.Repeat("v", txlog.MaxValue)
@@ -43,12 +53,12 @@ func TestReadRESP(t *testing.T) {
 		{"nothing", "", io.EOF.Error(), true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			req, err := readRESP(bufio.NewReaderSize(strings.NewReader(tt.in), maxInline))
+			req, err := respReaderOf(tt.in).next()
 			if tt.bad {
 				wantError(t, err, tt.want)
 				return
 			}
-			if err != nil || req.tooLong != nil {
+			if err != nil || req.refused != nil {
 				t.Fatal(err, req)
 			}
 			got := fmt.Sprintf("%q", req.args)
@@ -74,16 +84,16 @@ func TestReadRESPTooLong(t *testing.T) {
 		{"command", fmt.Sprintf("*6\r\n$4\r\nMSET\r\n%s", strings.Repeat(fmt.Sprintf("$%d\r\n%s\r\n", txlog.MaxValue, strings.Repeat("v", txlog.MaxValue)), 5)), "command"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := bufio.NewReaderSize(strings.NewReader(tt.in+"PING\r\n"), maxInline)
-			req, err := readRESP(r)
+			r := respReaderOf(tt.in + "PING\r\n")
+			req, err := r.next()
 			if err != nil {
 				t.Fatal(err)
 			}
-			limit, ok := errors.AsType[*txlog.LimitError](req.tooLong)
+			limit, ok := errors.AsType[*txlog.LimitError](req.refused)
 			if !ok || limit.What != tt.what || len(req.args) != 1 {
-				t.Fatalf("got %v and %d arguments", req.tooLong, len(req.args))
+				t.Fatalf("got %v and %d arguments", req.refused, len(req.args))
 			}
-			req, err = readRESP(r)
+			req, err = r.next()
 			if err != nil || string(req.args[0]) != "PING" {
 				t.Fatalf("then %v, %v", req, err)
 			}
@@ -97,8 +107,8 @@ func TestReadRESPAnnounced(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 100 {
-		r := bufio.NewReaderSize(strings.NewReader("*1048576\r\n$16777216\r\n"), maxInline)
-		if _, err := readRESP(r); !errors.Is(err, io.ErrUnexpectedEOF) {
+		r := respReaderOf("*1048576\r\n$16777216\r\n")
+		if _, err := r.next(); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Fatal(err)
 		}
 	}
@@ -113,13 +123,13 @@ func FuzzReadRESP(f *testing.F) {
 	f.Add([]byte("*1\r\n$9223372036854775806\r\nx\r\n"))
 	f.Add([]byte("*3\r\n$3\r\nSET\r\n$16777217\r\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		r := bufio.NewReaderSize(strings.NewReader(string(in)), maxInline)
+		r := respReaderOf(string(in))
 		for {
-			req, err := readRESP(r)
+			req, err := r.next()
 			if err != nil {
 				return
 			}
-			if len(req.args) == 0 && req.tooLong == nil {
+			if len(req.args) == 0 && req.refused == nil {
 				t.Fatal("a request without a command")
 			}
 		}

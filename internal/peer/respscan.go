@@ -14,8 +14,10 @@ import (
 const (
 	// keptCursors is how many of the cursors last handed out are understood.
 	keptCursors = 4096
-	// maxScanCount bounds the keys of one SCAN answer.
+	// maxScanCount bounds the keys of one SCAN answer, and maxScanBytes their bytes: a
+	// page may be shorter than was asked for.
 	maxScanCount = 10_000
+	maxScanBytes = 64 << 10
 )
 
 // cursors turns the keys at which scans go on into numbers, because clients
@@ -76,22 +78,28 @@ func (c *respConn) scan(args [][]byte) error {
 	}
 	var keys [][]byte
 	var more []byte
+	size := 0
 	err = c.server.reads.view(func(tx *lmdbstore.Tx) error {
 		return tx.Scan(rng, func(key, _ []byte) error {
 			switch {
 			case match.exact && len(key) > len(match.prefix):
 				return lmdbstore.ErrStop // keys that follow are longer still, or other
-			case len(keys) == count:
+			case len(keys) == count, size > maxScanBytes:
 				more = slices.Clone(key)
 				return lmdbstore.ErrStop
 			}
 			keys = append(keys, slices.Clone(key))
+			size += len(key) + replyCost
 			return nil
 		})
 	})
 	if err != nil {
 		return err
 	}
+	if err := c.lease.take(c.server.ctx, int64(size)); err != nil {
+		return err
+	}
+	c.outHeld += int64(size)
 	next := uint64(0)
 	if more != nil {
 		next = c.server.cursors.put(more)

@@ -13,19 +13,12 @@ type respWrite struct {
 	count bool // answer how many of the keys existed; otherwise OK
 }
 
-func (w *respWrite) size() (n int) {
-	for _, op := range w.ops {
-		n += len(op.Key) + len(op.Value)
-	}
-	return n
-}
-
 // respTx is what MULTI began.
 type respTx struct {
 	writes []*respWrite
-	size   int  // bytes of all keys and values
-	ops    int  // operations of all writes
-	broken bool // a command could not be queued: EXEC refuses
+	held   int64 // of the connection's lease, for all arguments
+	ops    int   // operations of all writes
+	broken bool  // a command could not be queued: EXEC refuses
 }
 
 func parseSet(args [][]byte) (*respWrite, error) {
@@ -85,19 +78,32 @@ func queueing(parse func([][]byte) (*respWrite, error)) func(*respConn, [][]byte
 		if err != nil {
 			return err
 		}
-		if c.tx.size += w.size(); c.tx.size > txlog.MaxEntry {
-			c.tx.writes = nil
-			return &txlog.LimitError{What: "entry", Got: int64(c.tx.size), Min: 1, Max: txlog.MaxEntry}
+		// What the connection holds now are the transaction's arguments and this command's.
+		if size := c.lease.n - c.outHeld; size > maxRequest {
+			return &txlog.LimitError{What: "transaction", Got: size, Min: 1, Max: maxRequest}
 		}
-		c.tx.ops += len(w.ops)
-		if err := txlog.CheckOps(c.tx.ops); err != nil {
-			c.tx.writes = nil
+		if err := txlog.CheckOps(c.tx.ops + len(w.ops)); err != nil {
 			return err
 		}
-		c.tx.writes = append(c.tx.writes, w)
+		if !c.tx.broken {
+			c.tx.ops += len(w.ops)
+			c.tx.writes = append(c.tx.writes, w)
+		}
 		c.out = respSimple(c.out, "QUEUED")
 		return nil
 	}
+}
+
+// spoil makes EXEC refuse the transaction, which needs no memory from then on.
+func (c *respConn) spoil() {
+	c.lease.give(c.tx.held)
+	*c.tx = respTx{broken: true}
+}
+
+// endTx takes the transaction away from the connection.
+func (c *respConn) endTx() {
+	c.lease.give(c.tx.held)
+	c.tx = nil
 }
 
 func (c *respConn) multi([][]byte) error {
@@ -113,17 +119,18 @@ func (c *respConn) discard([][]byte) error {
 	if c.tx == nil {
 		return respErrorf("ERR DISCARD without MULTI")
 	}
-	c.tx = nil
+	c.endTx()
 	c.out = respSimple(c.out, "OK")
 	return nil
 }
 
 func (c *respConn) exec([][]byte) error {
 	tx := c.tx
-	c.tx = nil
-	switch {
-	case tx == nil:
+	if tx == nil {
 		return respErrorf("ERR EXEC without MULTI")
+	}
+	defer c.endTx()
+	switch {
 	case tx.broken:
 		return respErrorf("EXECABORT Transaction discarded because of previous errors.")
 	case len(tx.writes) == 0:

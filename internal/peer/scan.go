@@ -16,13 +16,9 @@ import (
 	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
-const (
-	// maxScans bounds how many scans hold a read transaction at once.
-	maxScans = 64
-	// scanLimit bounds for how long: what is overwritten meanwhile cannot be
-	// reused, so the file grows.
-	scanLimit = 15 * time.Minute
-)
+// scanLimit bounds how long a scan holds its read transaction: what is overwritten
+// meanwhile cannot be reused, so the file grows.
+const scanLimit = 15 * time.Minute
 
 var errScanLimit = errors.New("the scan took longer than " + scanLimit.String() +
 	", for which one state can be kept: scan in parts (prefix, start, end), or read faster")
@@ -39,21 +35,20 @@ type (
 	}
 )
 
-// getScan streams pairs from one read transaction. It gives a slow client
-// stallTimeout for each writeChunk and scanLimit for the whole, so that none
-// holds the transaction for long.
-func (a *api) getScan(w http.ResponseWriter, r *http.Request) {
+// getScan streams pairs from one read transaction. A slow client gets what pace allows,
+// and scanLimit for the whole, so that none holds the transaction for long.
+func (a *api) getScan(w *response, r *http.Request) {
 	rng, inBase64, err := scanParams(r.URL.RawQuery)
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
-	select {
-	case a.scans <- struct{}{}:
-		defer func() { <-a.scans }()
-	case <-r.Context().Done():
+	holder := w.caller.holder()
+	if err := a.access.scans.take(r.Context(), holder, 1, placePatience); err != nil {
+		a.fail(w, r, err)
 		return
 	}
+	defer a.access.scans.give(holder, 1)
 	ctx, cancel := context.WithTimeoutCause(r.Context(), scanLimit, errScanLimit)
 	defer cancel()
 	out := &lineWriter{w: w, base64: inBase64}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -55,35 +54,13 @@ func listen(o *Options, stop *cleanup) (*listeners, error) {
 		*l.to, *l.bound = ln, ln.Addr().String()
 	}
 	if o.RESPUnix != "" {
-		ln, err := listenUnix(o.RESPUnix)
+		ln, err := listenUnix(o.RESPUnix, o.RESPUnixMode)
 		if err != nil {
 			return nil, listenError("--resp-unix", o.RESPUnix, err)
 		}
 		ls.respUnix, ls.addresses.RESPUnix = ln, o.RESPUnix
 	}
 	return ls, nil
-}
-
-// listenUnix listens on a socket file, in place of one that a killed process
-// left behind.
-func listenUnix(path string) (net.Listener, error) {
-	info, err := os.Lstat(path)
-	switch {
-	case err == nil && info.Mode().Type() != fs.ModeSocket:
-		return nil, errors.New("there is a file of that name that is not a socket: choose another path, or remove it")
-	case err == nil:
-		conn, err := net.Dial("unix", path)
-		if err == nil {
-			conn.Close()
-			return nil, syscall.EADDRINUSE
-		}
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			if err := os.Remove(path); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return net.Listen("unix", path)
 }
 
 // listenError names the flag to change.

@@ -29,7 +29,7 @@ func infoOf(s *snapshot.Snapshot) SnapshotInfo {
 	}
 }
 
-func (a *api) getSnapshots(w http.ResponseWriter, _ *http.Request) {
+func (a *api) getSnapshots(w *response, _ *http.Request) {
 	list := struct {
 		Snapshots []SnapshotInfo `json:"snapshots"`
 	}{[]SnapshotInfo{}}
@@ -39,7 +39,7 @@ func (a *api) getSnapshots(w http.ResponseWriter, _ *http.Request) {
 	writeJSONBody(w, http.StatusOK, list)
 }
 
-func (a *api) postSnapshot(w http.ResponseWriter, r *http.Request) {
+func (a *api) postSnapshot(w *response, r *http.Request) {
 	s, err := a.publisher.publish(r.Context())
 	if err != nil {
 		a.fail(w, r, err)
@@ -48,7 +48,7 @@ func (a *api) postSnapshot(w http.ResponseWriter, r *http.Request) {
 	writeJSONBody(w, http.StatusOK, infoOf(s))
 }
 
-func (a *api) getTorrent(w http.ResponseWriter, r *http.Request) {
+func (a *api) getTorrent(w *response, r *http.Request) {
 	if s, ok := a.pathSnapshot(w, r); ok {
 		w.Header().Set("Content-Type", "application/x-bittorrent")
 		w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", s.Torrent.Name()+".torrent"))
@@ -56,7 +56,7 @@ func (a *api) getTorrent(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (a *api) getManifest(w http.ResponseWriter, r *http.Request) {
+func (a *api) getManifest(w *response, r *http.Request) {
 	if s, ok := a.pathSnapshot(w, r); ok {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write(s.Manifest.Encode())
@@ -64,7 +64,7 @@ func (a *api) getManifest(w http.ResponseWriter, r *http.Request) {
 }
 
 // pathSnapshot finds the snapshot that the path names, or answers.
-func (a *api) pathSnapshot(w http.ResponseWriter, r *http.Request) (*snapshot.Snapshot, bool) {
+func (a *api) pathSnapshot(w *response, r *http.Request) (*snapshot.Snapshot, bool) {
 	h, err := chunker.ParseInfoHash(r.PathValue("infohash"))
 	if err != nil {
 		a.fail(w, r, badRequest("%v", err))

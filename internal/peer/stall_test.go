@@ -58,15 +58,8 @@ func TestHTTPStall(t *testing.T) {
 			time.Sleep(slow)
 			_, _ = io.CopyN(io.Discard, c, 3*writeChunk)
 		}, os.ErrDeadlineExceeded, stallTimeout, slow + stallTimeout},
-		{"takes slowly", sendMuch, func(c net.Conn) {
-			request(c, "complete")
-			for {
-				time.Sleep(slow / 4)
-				if _, err := io.CopyN(io.Discard, c, writeChunk/2); err != nil {
-					return
-				}
-			}
-		}, nil, 3 * slow, time.Hour},
+		{"takes slowly", sendMuch, func(c net.Conn) { takeEvery(c, 2*time.Second) }, nil, 28 * time.Second, 38 * time.Second},
+		{"takes too slowly", sendMuch, func(c net.Conn) { takeEvery(c, slow/4) }, os.ErrDeadlineExceeded, stallTimeout, stallTimeout + 4*time.Second},
 		{"sends half a body that is not read", func(w http.ResponseWriter, r *http.Request) error {
 			_ = sendMuch(w, r) // whether it is cut off or answered, it ends
 			return nil
@@ -75,14 +68,8 @@ func TestHTTPStall(t *testing.T) {
 			_, _ = io.Copy(io.Discard, c)
 		}, nil, stallTimeout, stallTimeout},
 		{"sends half a body", readAll, func(c net.Conn) { request(c, "half") }, os.ErrDeadlineExceeded, stallTimeout, stallTimeout},
-		{"sends slowly", readAll, func(c net.Conn) {
-			request(c, "")
-			for range 8 {
-				time.Sleep(slow)
-				_, _ = io.WriteString(c, "x")
-			}
-			_, _ = io.Copy(io.Discard, c)
-		}, nil, 8 * slow, 8 * slow},
+		{"sends slowly", readAll, func(c net.Conn) { sendEvery(c, slow/8) }, nil, slow / 8 * 8, slow / 8 * 8},
+		{"sends a byte now and then", readAll, func(c net.Conn) { sendEvery(c, slow) }, os.ErrDeadlineExceeded, stallTimeout, stallTimeout},
 		{"has the answer computed slowly", func(w http.ResponseWriter, r *http.Request) error {
 			if err := readAll(w, r); err != nil {
 				return err
@@ -106,11 +93,12 @@ func TestHTTPStall(t *testing.T) {
 				var err error
 				begin, took := time.Now(), time.Duration(0)
 				handled := make(chan struct{})
-				h := (&api{}).instrument(newHTTPMetrics(prometheus.NewRegistry()), "x", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				reg := prometheus.NewRegistry()
+				h := (&api{access: testAccess(reg)}).instrument(newHTTPMetrics(reg), "x", func(w *response, r *http.Request) {
 					defer close(handled)
 					err = tt.handle(w, r)
 					took = time.Since(begin)
-				}))
+				})
 				stop := serveHTTP(ln, h, slog.New(slog.DiscardHandler))
 				var client sync.WaitGroup
 				client.Go(func() { tt.client(near) })
@@ -126,6 +114,29 @@ func TestHTTPStall(t *testing.T) {
 			})
 		})
 	}
+}
+
+// takeEvery asks for much and takes half of writeChunk at a time.
+func takeEvery(c net.Conn, every time.Duration) {
+	request(c, "complete")
+	for {
+		time.Sleep(every)
+		if _, err := io.CopyN(io.Discard, c, writeChunk/2); err != nil {
+			return
+		}
+	}
+}
+
+// sendEvery sends a body a byte at a time.
+func sendEvery(c net.Conn, every time.Duration) {
+	request(c, "")
+	for range 8 {
+		time.Sleep(every)
+		if _, err := io.WriteString(c, "x"); err != nil {
+			return
+		}
+	}
+	_, _ = io.Copy(io.Discard, c)
 }
 
 // request sends a request whose body is 8 bytes long, as far as body goes.

@@ -18,7 +18,7 @@ import (
 // base64, and then some.
 const maxTxnBody = 2 * txlog.MaxEntry
 
-func (a *api) postTxn(w http.ResponseWriter, r *http.Request) {
+func (a *api) postTxn(w *response, r *http.Request) {
 	if err := a.writer.check(); err != nil {
 		a.fail(w, r, err)
 		return

@@ -142,7 +142,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	publish := &publisher{
 		role: w.o.Role, store: w.disk.store, shelf: w.shelf, keeper: keep, status: rep.Status, logger: w.logger("publisher"),
 		writer: &writer{
-			node: w.disk.node, self: w.o.Name, log: w.disk.log, fleet: w.fleet, applied: rep.WaitApplied, fail: w.fail,
+			node: w.disk.node, self: w.o.Name, log: w.disk.log, fleet: w.fleet, tls: w.o.tls(), applied: rep.WaitApplied, fail: w.fail,
 		},
 	}
 	advertise := &advertiser{
@@ -179,6 +179,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 // serve starts what users talk to.
 func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() error) {
 	reads := &reads{store: w.disk.store, status: w.replica.Status}
+	access := newAccess(w.o.tls(), w.o.Clients, func(string, trust.Reason, string, error) {}, w.reg)
 	api := &api{
 		reads: reads, writer: publish.writer, shelf: w.shelf, publisher: publish,
 		members: func() []gossip.Member {
@@ -186,11 +187,11 @@ func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() 
 			advertise.fill(&members[0].Facts) // fresher than what gossip was told last
 			return members
 		},
-		status: w.replica.Status, progress: w.progress, health: health, scans: make(chan struct{}, maxScans), logger: w.logger("http"),
+		status: w.replica.Status, progress: w.progress, health: health, access: access, logger: w.logger("http"),
 	}
 	w.stop.add("stop HTTP server", serveHTTP(w.ls.take(&w.ls.http), api.handler(w.reg), w.logger("http")))
 
-	resp := newRESPServer(reads, publish.writer, w.o, w.reg, w.logger("resp"))
+	resp := newRESPServer(reads, publish.writer, access, w.o, w.reg, w.logger("resp"))
 	w.stop.add("stop RESP server", resp.stop)
 	for _, ln := range w.ls.takeRESP() {
 		resp.serve(ln)

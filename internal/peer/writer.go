@@ -16,6 +16,7 @@ type writer struct {
 	self  string
 	log   *txlog.Log
 	fleet *fleet
+	tls   bool // the fleet speaks TLS
 	// applied waits until reads here see an entry.
 	applied func(ctx context.Context, seq uint64) error
 	// fail is told when the log stopped for good.
@@ -34,14 +35,18 @@ func (w *writer) check() error {
 func (w *writer) elsewhere(what string) error {
 	e := &notWriterError{what: what}
 	if m, ok := w.fleet.writer(w.log.Dataset()); ok {
-		e.name, e.url = m.Name, memberURL(m)
+		e.name, e.url = m.Name, w.url(m)
 	}
 	return e
 }
 
-func memberURL(m gossip.Member) string {
-	if m.HTTPAddr == "" {
+// url returns where a member answers HTTP; empty if it does not.
+func (w *writer) url(m gossip.Member) string {
+	switch {
+	case m.HTTPAddr == "":
 		return ""
+	case w.tls:
+		return "https://" + m.HTTPAddr
 	}
 	return "http://" + m.HTTPAddr
 }

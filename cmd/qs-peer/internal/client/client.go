@@ -15,50 +15,94 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // maxErrorBody bounds how much of an error's body is read, in bytes.
 const maxErrorBody = 64 << 10
 
+// Options say which node to talk to, and how.
+type Options struct {
+	// Addr is host:port, or an http or https URL without a path.
+	Addr string
+	// TLS are the client's certificate and what the node's is checked against. Without
+	// them Addr can not be https; with them, host:port is.
+	TLS trust.Files
+	// Silence is the longest wait for an answer, or for more of it; 0 waits for ever.
+	Silence time.Duration
+}
+
 // Client talks to one node. Its methods may be called concurrently.
 type Client struct {
 	base    url.URL
+	me      trust.Identity // zero without TLS
 	silence time.Duration
 	http    *http.Client
 }
 
-// New returns a client of the node at addr, which is host:port or an http URL
-// without a path. silence is the longest wait for an answer, or for more of it;
-// 0 waits for ever.
-func New(addr string, silence time.Duration) (*Client, error) {
-	text := addr
-	if !strings.Contains(text, "://") {
-		text = "http://" + text
+// UsageError is a mistake in the Options.
+type UsageError struct{ err error }
+
+func (e *UsageError) Error() string { return e.err.Error() }
+func (e *UsageError) Unwrap() error { return e.err }
+
+func usage(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+
+// New returns a client. The error is a *UsageError, or says what is wrong with a
+// certificate.
+func New(o Options) (*Client, error) {
+	base, err := o.base()
+	if err != nil {
+		return nil, err
 	}
-	u, err := url.Parse(text)
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("address %q: want HOST:PORT or http://HOST:PORT", addr)
-	case u.Scheme == "https":
-		return nil, fmt.Errorf("address %q: TLS is not available yet; want HOST:PORT or http://HOST:PORT", addr)
-	case u.Scheme != "http" || u.Hostname() == "" || u.Port() == "",
-		u.Path != "" && u.Path != "/", u.RawQuery != "", u.User != nil:
-		return nil, fmt.Errorf("address %q: want HOST:PORT or http://HOST:PORT", addr)
-	}
-	return &Client{
-		base:    url.URL{Scheme: "http", Host: u.Host},
-		silence: silence,
+	c := &Client{
+		base:    base,
+		silence: o.Silence,
 		http: &http.Client{
-			Transport: &http.Transport{
-				DialContext:        (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-				DisableCompression: true,
-				WriteBufferSize:    64 << 10,
-				ReadBufferSize:     64 << 10,
-			},
 			// The interface redirects nobody; following one would hide a mistake.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-	}, nil
+	}
+	transport := &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 10 * time.Second,
+		DisableCompression:  true,
+		WriteBufferSize:     64 << 10,
+		ReadBufferSize:      64 << 10,
+	}
+	if base.Scheme == "https" {
+		if transport.TLSClientConfig, c.me, err = dialTLS(o.TLS); err != nil {
+			return nil, err
+		}
+	}
+	c.http.Transport = transport
+	return c, nil
+}
+
+// base checks what does not need a file, and returns where requests go.
+func (o *Options) base() (url.URL, error) {
+	secure := o.TLS != trust.Files{}
+	if secure && (o.TLS.CA == "" || o.TLS.Cert == "" || o.TLS.Key == "") {
+		return url.URL{}, usage("--tls-ca, --tls-cert and --tls-key go together, as do QS_TLS_CA, QS_TLS_CERT and QS_TLS_KEY: give all three")
+	}
+	text := o.Addr
+	switch {
+	case strings.Contains(text, "://"):
+	case secure:
+		text = "https://" + text
+	default:
+		text = "http://" + text
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" ||
+		u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
+		return url.URL{}, usage("address %q: want HOST:PORT, https://HOST:PORT or http://HOST:PORT", o.Addr)
+	}
+	if u.Scheme == "https" && !secure {
+		return url.URL{}, usage("address %q: a node wants a certificate: give --tls-ca, --tls-cert and --tls-key, or QS_TLS_CA, QS_TLS_CERT and QS_TLS_KEY", o.Addr)
+	}
+	return url.URL{Scheme: u.Scheme, Host: u.Host}, nil
 }
 
 // Addr returns the node's host:port.
@@ -76,7 +120,7 @@ type Error struct {
 
 func (e *Error) Error() string {
 	if e.Writer != "" {
-		return fmt.Sprintf("%s (--addr %s)", e.Message, strings.TrimPrefix(e.Writer, "http://"))
+		return fmt.Sprintf("%s (--addr %s)", e.Message, strings.TrimPrefix(strings.TrimPrefix(e.Writer, "http://"), "https://"))
 	}
 	return e.Message
 }
@@ -131,15 +175,18 @@ func (c *Client) do(ctx context.Context, r request) (*http.Response, error) {
 	body := &watchedBody{ReadCloser: resp.Body, client: c, ctx: ctx, watchdog: watchdog, release: release}
 	if resp.StatusCode/100 != 2 {
 		defer body.Close()
-		return nil, refusal(resp.StatusCode, body)
+		return nil, c.refusal(resp.StatusCode, body)
 	}
 	resp.Body = body
 	return resp, nil
 }
 
 // refusal decodes the body of an error.
-func refusal(status int, body io.Reader) error {
+func (c *Client) refusal(status int, body io.Reader) error {
 	text, _ := io.ReadAll(io.LimitReader(body, maxErrorBody))
+	if status == http.StatusBadRequest && c.base.Scheme == "http" && bytes.HasPrefix(text, []byte(tlsHint)) {
+		return c.errNeedsTLS()
+	}
 	var e struct{ Error, Writer string }
 	if json.Unmarshal(text, &e) != nil || e.Error == "" {
 		e.Error = fmt.Sprintf("the node answered %d %s", status, http.StatusText(status))
@@ -166,6 +213,11 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	var ue *url.Error
 	if errors.As(err, &ue) { // drop the method and the URL, which the user did not type
 		err = ue.Err
+	}
+	if c.base.Scheme == "https" {
+		if err := c.explainTLS(err); err != nil {
+			return err
+		}
 	}
 	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("the node at %s closed the connection without an answer: look at its log", c.base.Host)

@@ -20,12 +20,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestNewRefusesAddresses(t *testing.T) {
 	for _, addr := range []string{"", "host", "host:", ":7948", "ftp://host:1", "http://host:1/path", "http://u@host:1", "https://host:1", "a b:1", "host:port"} {
-		if _, err := New(addr, 0); err == nil {
+		if _, err := New(Options{Addr: addr}); err == nil {
 			t.Errorf("%q: no error", addr)
 		}
 	}
 	for _, addr := range []string{"127.0.0.1:7948", "http://localhost:80", "http://[::1]:80/", "[::1]:80"} {
-		if _, err := New(addr, 0); err != nil {
+		if _, err := New(Options{Addr: addr}); err != nil {
 			t.Errorf("%q: %v", addr, err)
 		}
 	}
@@ -36,7 +36,7 @@ func serve(t *testing.T, silence time.Duration, h http.HandlerFunc) *Client {
 	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
-	c, err := New(server.URL, silence)
+	c, err := New(Options{Addr: server.URL, Silence: silence})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestNobodyListens(t *testing.T) {
 	}
 	addr := ln.Addr().String()
 	ln.Close()
-	c, _ := New(addr, time.Second)
+	c, _ := New(Options{Addr: addr, Silence: time.Second})
 	_, _, err = c.Get(context.Background(), []byte("k"))
 	if err == nil || !strings.Contains(err.Error(), "nothing listens at "+addr) {
 		t.Errorf("error %v", err)

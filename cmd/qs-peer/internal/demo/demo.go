@@ -103,7 +103,7 @@ func (s *show) startManager(ctx context.Context) error {
 
 // client returns a client of a node.
 func (s *show) client(n *fleet.Node) (*client.Client, error) {
-	return client.New(n.Addrs.HTTP, 30*time.Second)
+	return client.New(client.Options{Addr: n.Addrs.HTTP, Silence: 30 * time.Second})
 }
 
 func (s *show) importData(ctx context.Context) error {
