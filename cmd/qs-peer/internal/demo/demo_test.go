@@ -97,7 +97,7 @@ func TestWriterTriesAgain(t *testing.T) {
 	}))
 	defer server.Close()
 	newClient := func() *client.Client {
-		c, err := client.New(server.URL, time.Second)
+		c, err := client.New(client.Options{Addr: server.URL, Silence: time.Second})
 		if err != nil {
 			t.Fatal(err)
 		}

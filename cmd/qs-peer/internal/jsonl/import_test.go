@@ -47,7 +47,7 @@ func importInto(t *testing.T, n *txns, r io.Reader) (Summary, error) {
 	t.Helper()
 	server := httptest.NewServer(n)
 	defer server.Close()
-	c, err := client.New(server.URL, 10*time.Second)
+	c, err := client.New(client.Options{Addr: server.URL, Silence: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
