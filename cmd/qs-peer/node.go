@@ -29,6 +29,7 @@ type node struct {
 	config string
 
 	upload, download, egress, mint rate
+	clients                        clientLimits
 
 	logLevel, logFormat string
 }
@@ -63,6 +64,7 @@ func (n *node) flags(cmd *cobra.Command) {
 	f.StringVar(&o.HTTPAddr, "http-addr", peer.DefaultHTTPAddr, "listen here for HTTP: the commands, metrics, health")
 	f.StringVar(&o.RESPAddr, "resp-addr", "127.0.0.1:7949", "listen here for Redis clients; \"\" does not")
 	f.StringVar(&o.RESPUnix, "resp-unix", "", "listen for Redis clients on this Unix socket `path` too (default none)")
+	n.clients.flags(f, &o.Clients)
 	f.StringVar(&o.TLS.CA, "tls-ca", "", "`file` of the authorities' certificates that all others' are checked against (default none: no TLS)")
 	f.StringVar(&o.TLS.Cert, "tls-cert", "", "`file` of this node's certificate, which says its role, colo and name (default none: no TLS)")
 	f.StringVar(&o.TLS.Key, "tls-key", "", "`file` of the certificate's key, for this node only to read (default none: no TLS)")
@@ -127,6 +129,7 @@ func (n *node) complete(cmd *cobra.Command) error {
 	}
 	o.UploadRate, o.DownloadRate = int64(n.upload), int64(n.download)
 	o.EgressRate, o.MintRate = int64(n.egress), int64(n.mint)
+	n.clients.complete(o)
 	return nil
 }
 

@@ -15,12 +15,15 @@ type ClientLimits struct {
 	// Conns is how many connections each of the two listeners has at most, and
 	// ConnsPerIdentity how many of them one certificate's identity may have.
 	Conns, ConnsPerIdentity int
-	// Rate is how many requests an identity may send in a second. Negative: no limit.
+	// Rate is how many requests an identity may send in a second, or NoLimit.
 	Rate int
 	// Memory is what requests that are being received, and answers that are being
 	// taken, hold together, in bytes. One identity may have three quarters of it.
 	Memory int64
 }
+
+// NoLimit as ClientLimits.Rate lets everybody send as fast as they can.
+const NoLimit = -1
 
 // Defaults of ClientLimits.
 const (
@@ -70,6 +73,8 @@ func (l ClientLimits) validate() error {
 		return fmt.Errorf("--client-conns %d: want at least 1", l.Conns)
 	case l.ConnsPerIdentity < 1:
 		return fmt.Errorf("--client-conns-each %d: want at least 1", l.ConnsPerIdentity)
+	case l.Rate < NoLimit:
+		return fmt.Errorf("--client-rate %d is negative: 0 is no limit", l.Rate)
 	case l.Memory < minMemory:
 		return fmt.Errorf("--client-memory is %d bytes: a request of the greatest size takes %d", l.Memory, minMemory)
 	}

@@ -19,7 +19,7 @@ const (
 
 // rates holds each caller to so many requests per second.
 type rates struct {
-	perSecond int // 0: no limit
+	perSecond int // or NoLimit
 
 	mu     sync.Mutex // guards what follows
 	by     map[string]*list.Element
@@ -39,7 +39,7 @@ func newRates(perSecond int) *rates {
 // a *rateError if that would be later than ratePatience. A second's worth may come at
 // once. Callers on this machine and those whom nobody knows are not held up.
 func (r *rates) wait(ctx context.Context, c caller) error {
-	if r.perSecond == 0 || c.id.IsZero() {
+	if r.perSecond == NoLimit || c.id.IsZero() {
 		return nil
 	}
 	turn := r.limiter(c.holder()).Reserve()
