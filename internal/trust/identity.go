@@ -102,7 +102,7 @@ func FromState(s *tls.ConnectionState) (id Identity, ok bool) {
 func PeerOf(c net.Conn) (id Identity, ok bool) {
 	for {
 		switch t := c.(type) {
-		case *tls.Conn:
+		case interface{ ConnectionState() tls.ConnectionState }: // *tls.Conn, or what embeds it
 			s := t.ConnectionState()
 			return FromState(&s)
 		case interface{ NetConn() net.Conn }:

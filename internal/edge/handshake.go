@@ -1,0 +1,177 @@
+package edge
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// handshakes are those in flight at a listener.
+type handshakes struct {
+	max   int
+	gauge prometheus.Gauge
+	// running has an element for each goroutine: those that gave way may need a moment
+	// to see it.
+	running chan struct{}
+
+	mu     sync.Mutex // guards what follows, and what handshake says
+	n      int
+	byHost map[string][]*handshake // oldest first
+	closed bool
+}
+
+func newHandshakes(most int, g prometheus.Gauge) *handshakes {
+	return &handshakes{max: most, gauge: g, running: make(chan struct{}, 2*most), byHost: make(map[string][]*handshake)}
+}
+
+// handshake is one in flight. Its goroutine is the only one that uses left and busy.
+type handshake struct {
+	all      *handshakes
+	host     string
+	conn     *socket
+	gate     gate
+	deadline time.Time
+	left     int  // bytes that the client may still send
+	busy     bool // is through the gate
+
+	// Guarded by all.mu.
+	ours bool // it waits for us, not for the client
+	gone bool // it had to give way
+}
+
+var (
+	errGaveWay = errors.New("too many handshakes were in flight, and this host had most of them")
+	errLate    = errors.New("the handshake took too long")
+)
+
+// begin adds one. If there are too many then, the host with most of them gives way:
+// the one that has been silent longest, or else, when all wait for us, the
+// latest, which may be the new one. It returns nil if so, or if it is closed.
+func (hs *handshakes) begin(h *handshake) *handshake {
+	hs.mu.Lock()
+	if hs.closed {
+		hs.mu.Unlock()
+		return nil
+	}
+	h.all = hs
+	hs.byHost[h.host] = append(hs.byHost[h.host], h)
+	hs.n++
+	hs.gauge.Inc()
+	var victim *handshake
+	if hs.n > hs.max {
+		victim = hs.victim(h)
+		victim.gone = true
+		hs.remove(victim)
+	}
+	hs.mu.Unlock()
+	if victim == h {
+		return nil
+	}
+	if victim != nil {
+		victim.conn.Close()
+	}
+	hs.running <- struct{}{}
+	return h
+}
+
+// victim chooses who gives way to newcomer. hs.mu is held.
+func (hs *handshakes) victim(newcomer *handshake) *handshake {
+	busiest := hs.byHost[newcomer.host]
+	for _, host := range hs.byHost {
+		if len(host) > len(busiest) {
+			busiest = host
+		}
+	}
+	for _, h := range busiest {
+		if !h.ours && h != newcomer {
+			return h
+		}
+	}
+	return busiest[len(busiest)-1]
+}
+
+// remove forgets one, unless it was. hs.mu is held.
+func (hs *handshakes) remove(h *handshake) {
+	host := hs.byHost[h.host]
+	i := slices.Index(host, h)
+	if i < 0 {
+		return
+	}
+	if host = slices.Delete(host, i, i+1); len(host) == 0 {
+		delete(hs.byHost, h.host)
+	} else {
+		hs.byHost[h.host] = host
+	}
+	hs.n--
+	hs.gauge.Dec()
+}
+
+// close ends all, and there will be no more.
+func (hs *handshakes) close() {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	hs.closed = true
+	for _, host := range hs.byHost {
+		for _, h := range host {
+			h.conn.Close()
+		}
+	}
+}
+
+// compute is called when the client's greeting is there. It waits until there is
+// processor time for an answer.
+func (h *handshake) compute() error {
+	if h.busy {
+		return nil
+	}
+	if !h.turn(true) {
+		return errGaveWay
+	}
+	h.gate.enter()
+	h.busy = true
+	switch {
+	case h.gaveWay():
+		return errGaveWay
+	case !time.Now().Before(h.deadline):
+		return errLate
+	}
+	return nil
+}
+
+// computed is called when the answer is ready, or there will be none.
+func (h *handshake) computed() {
+	if !h.busy {
+		return
+	}
+	h.busy = false
+	h.gate.leave()
+	h.turn(false)
+}
+
+// turn notes whose turn it is, and reports whether it goes on at all.
+func (h *handshake) turn(ours bool) bool {
+	h.all.mu.Lock()
+	defer h.all.mu.Unlock()
+	h.ours = ours
+	return !h.gone
+}
+
+func (h *handshake) gaveWay() bool {
+	h.all.mu.Lock()
+	defer h.all.mu.Unlock()
+	return h.gone
+}
+
+// end takes h out, and reports whether it had to give way before. Its goroutine calls
+// leave when it is done with it.
+func (h *handshake) end() (gone bool) {
+	h.all.mu.Lock()
+	defer h.all.mu.Unlock()
+	h.all.remove(h)
+	return h.gone
+}
+
+func (h *handshake) leave() { <-h.all.running }
