@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -29,8 +30,17 @@ func TestFollowFromTheFirstEntry(t *testing.T) {
 // TestFleet is the main road: workers that own nothing fetch a snapshot, catch
 // up and serve; they are stopped, and go on where they were; the writer is.
 func TestFleet(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { testFleet(t, nil) })
+	t.Run("TLS", func(t *testing.T) { testFleet(t, trusttest.New(t)) })
+}
+
+func testFleet(t *testing.T, ca *trusttest.Authority) {
 	t.Parallel()
-	m := startNode(t, "m1", gossip.Manager)
+	m := newNode(t, "m1", gossip.Manager)
+	if ca != nil {
+		m.secure(ca)
+	}
+	m.start()
 	m.putMany("before", 3000)
 	s := m.mint()
 	if again := m.mint(); again != s {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/trust"
+	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 )
 
 // patience is how long a fleet on one machine may take for anything.
@@ -28,20 +29,42 @@ type testNode struct {
 	t      *testing.T
 	o      Options
 	p      *Peer
+	ca     *trusttest.Authority // of its fleet; nil: no TLS
+	scheme string
 	client *http.Client
+}
+
+// secure gives n a certificate of ca, and its client one of somebody who may do
+// everything that clients do.
+func (n *testNode) secure(ca *trusttest.Authority) *testNode {
+	n.t.Helper()
+	n.ca, n.scheme = ca, "https"
+	n.o.TLS, n.o.Colo = ca.Node(n.t, trust.Role(n.o.Role), n.o.Name), ""
+	n.client = clientOf(n.t, ca, trust.RoleManager, "test-client")
+	return n
+}
+
+// clientOf returns an HTTP client that shows a certificate.
+func clientOf(t *testing.T, ca *trusttest.Authority, role trust.Role, name string) *http.Client {
+	t.Helper()
+	creds := ca.Open(t, role, name)
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: creds.ClientConfig(trust.Want("", trust.NodeRoles()...))}}
 }
 
 // newNode prepares a node with a data directory of its own on free ports.
 func newNode(t *testing.T, name string, role gossip.Role, join ...*testNode) *testNode {
 	t.Helper()
 	const free = "127.0.0.1:0"
-	n := &testNode{t: t, client: &http.Client{Transport: &http.Transport{}}, o: Options{
+	n := &testNode{t: t, scheme: "http", client: &http.Client{Transport: &http.Transport{}}, o: Options{
 		Data: t.TempDir(), Name: name, Role: role, Colo: "test", Version: "test",
 		GossipAddr: free, SwarmAddr: free, PeerAddr: free, HTTPAddr: free, RESPAddr: free,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)).With("node", name),
 	}}
 	for _, j := range join {
 		n.o.Join = append(n.o.Join, j.p.Addrs().Gossip)
+	}
+	if len(join) > 0 && join[0].ca != nil {
+		n.secure(join[0].ca)
 	}
 	t.Cleanup(n.stop)
 	return n
@@ -100,7 +123,7 @@ func (a answer) json(t *testing.T, v any) {
 
 func (n *testNode) do(method, path string, body io.Reader) answer {
 	n.t.Helper()
-	req, err := http.NewRequest(method, "http://"+n.p.Addrs().HTTP+path, body)
+	req, err := http.NewRequest(method, n.scheme+"://"+n.p.Addrs().HTTP+path, body)
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
@@ -66,12 +67,13 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ls, err := listen(&o, &p.stop)
+	border := edge.New(edge.Options{Credentials: creds, Logger: o.Logger.With("part", "edge"), Registerer: reg})
+	ls, err := listen(&o, border, &p.stop)
 	if err != nil {
 		return nil, err
 	}
 	w := &wiring{
-		o: &o, creds: creds, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
+		o: &o, creds: creds, edge: border, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
 		changed: newSignal(), ready: make(chan struct{}),
 	}
 	if err := w.transfer(); err != nil {

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/qs-peer/qs-peer/internal/edge"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 )
 
@@ -27,18 +29,33 @@ type listeners struct {
 	addresses Addrs
 }
 
-func listen(o *Options, stop *cleanup) (*listeners, error) {
+// mayAny admits who may do one of the verbs; at each request its own is asked for.
+func mayAny(verbs ...trust.Verb) func(trust.Identity) error {
+	var roles []trust.Role
+	for _, v := range verbs {
+		roles = append(roles, v.Who()...)
+	}
+	return trust.Want("", roles...)
+}
+
+// listen opens the node's sockets. Whoever connects goes through e.
+func listen(o *Options, e *edge.Edge, stop *cleanup) (*listeners, error) {
 	ls := &listeners{addresses: Addrs{PID: os.Getpid()}}
 	stop.addClose("close listeners", ls.close)
 	for _, l := range []struct {
 		flag, addr string
 		to         *net.Listener
 		bound      *string
+		edge       edge.ListenOptions
 	}{
-		{"--swarm-addr", o.SwarmAddr, &ls.swarm, &ls.addresses.Swarm},
-		{"--peer-addr", o.PeerAddr, &ls.peer, &ls.addresses.Peer},
-		{"--http-addr", o.HTTPAddr, &ls.http, &ls.addresses.HTTP},
-		{"--resp-addr", o.RESPAddr, &ls.resp, &ls.addresses.RESP},
+		{"--swarm-addr", o.SwarmAddr, &ls.swarm, &ls.addresses.Swarm,
+			edge.ListenOptions{Name: "swarm", Admit: mayAny(trust.VerbFetch)}},
+		{"--peer-addr", o.PeerAddr, &ls.peer, &ls.addresses.Peer,
+			edge.ListenOptions{Name: "peer", Admit: mayAny(trust.VerbFetch)}},
+		{"--http-addr", o.HTTPAddr, &ls.http, &ls.addresses.HTTP,
+			edge.ListenOptions{Name: "http"}},
+		{"--resp-addr", o.RESPAddr, &ls.resp, &ls.addresses.RESP,
+			edge.ListenOptions{Name: "resp", Admit: mayAny(trust.VerbRead, trust.VerbWrite)}},
 	} {
 		if l.addr == "" {
 			continue
@@ -51,14 +68,14 @@ func listen(o *Options, stop *cleanup) (*listeners, error) {
 		if err != nil {
 			return nil, listenError(l.flag, l.addr, err)
 		}
-		*l.to, *l.bound = ln, ln.Addr().String()
+		*l.to, *l.bound = e.Listen(ln, l.edge), ln.Addr().String()
 	}
 	if o.RESPUnix != "" {
 		ln, err := listenUnix(o.RESPUnix, o.RESPUnixMode)
 		if err != nil {
 			return nil, listenError("--resp-unix", o.RESPUnix, err)
 		}
-		ls.respUnix, ls.addresses.RESPUnix = ln, o.RESPUnix
+		ls.respUnix, ls.addresses.RESPUnix = e.Listen(ln, edge.ListenOptions{Name: "resp"}), o.RESPUnix
 	}
 	return ls, nil
 }

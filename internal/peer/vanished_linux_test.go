@@ -2,9 +2,12 @@ package peer
 
 import (
 	"net"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/qs-peer/qs-peer/internal/edge"
 )
 
 // TestVanishedPeersAreGivenUp: accepted connections inherit the limit. What
@@ -12,7 +15,7 @@ import (
 // no peer.
 func TestVanishedClientsAreGivenUp(t *testing.T) {
 	var stop cleanup
-	ls, err := listen(&Options{PeerAddr: "127.0.0.1:0"}, &stop)
+	ls, err := listen(&Options{PeerAddr: "127.0.0.1:0"}, edge.New(edge.Options{}), &stop)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +30,7 @@ func TestVanishedClientsAreGivenUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	raw, err := conn.(*net.TCPConn).SyscallConn()
+	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

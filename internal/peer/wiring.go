@@ -12,6 +12,7 @@ import (
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
@@ -22,6 +23,7 @@ import (
 type wiring struct {
 	o     *Options
 	creds *trust.Credentials // nil: no TLS
+	edge  *edge.Edge
 	disk  *storage
 	ls    *listeners
 	reg   *prometheus.Registry
@@ -54,14 +56,14 @@ func (w *wiring) transfer() error {
 		pieces = budget("egress", w.o.EgressRate, upload)
 	}
 	w.download = budget("download", w.o.DownloadRate, nil)
-	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg})
+	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Dial: w.edge.Dial, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg})
 	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
 	var order []p2p.Source
 	for _, word := range w.o.Sources {
 		order = append(order, sources[word])
 	}
 	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
-		Name: w.o.Name, Colo: w.o.Colo, Pieces: w.client, Sources: order, Listener: w.ls.take(&w.ls.swarm), Upload: pieces, Download: w.download,
+		Name: w.o.Name, Colo: w.o.Colo, Pieces: w.client, Sources: order, Listener: w.ls.take(&w.ls.swarm), Dial: w.edge.Dial, Upload: pieces, Download: w.download,
 		Logger: w.logger("swarm"), Registerer: w.reg,
 	})
 	if err != nil {
