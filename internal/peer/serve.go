@@ -21,10 +21,10 @@ import (
 // vanishedAfter is how long a peer may acknowledge nothing, or take nothing.
 const vanishedAfter = 30 * time.Second
 
-// listeners are the node's open sockets, but for gossip's. Whoever serves one
-// takes it; what nobody took is closed by the cleanup.
+// listeners are the node's open sockets, but for gossip's without TLS, which is UDP
+// too. Whoever serves one takes it; what nobody took is closed by the cleanup.
 type listeners struct {
-	swarm, peer, http, resp, respUnix net.Listener
+	gossip, swarm, peer, http, resp, respUnix net.Listener
 
 	addresses Addrs
 }
@@ -42,12 +42,18 @@ func mayAny(verbs ...trust.Verb) func(trust.Identity) error {
 func listen(o *Options, e *edge.Edge, stop *cleanup) (*listeners, error) {
 	ls := &listeners{addresses: Addrs{PID: os.Getpid()}}
 	stop.addClose("close listeners", ls.close)
+	gossipAddr := ""
+	if o.tls() {
+		gossipAddr = o.GossipAddr
+	}
 	for _, l := range []struct {
 		flag, addr string
 		to         *net.Listener
 		bound      *string
 		edge       edge.ListenOptions
 	}{
+		{"--gossip-addr", gossipAddr, &ls.gossip, &ls.addresses.Gossip,
+			edge.ListenOptions{Name: "gossip", Admit: mayAny(trust.VerbGossip)}},
 		{"--swarm-addr", o.SwarmAddr, &ls.swarm, &ls.addresses.Swarm,
 			edge.ListenOptions{Name: "swarm", Admit: mayAny(trust.VerbFetch)}},
 		{"--peer-addr", o.PeerAddr, &ls.peer, &ls.addresses.Peer,
@@ -109,7 +115,7 @@ func (ls *listeners) takeRESP() []net.Listener {
 
 func (ls *listeners) close() error {
 	var errs []error
-	for _, l := range []net.Listener{ls.swarm, ls.peer, ls.http, ls.resp, ls.respUnix} {
+	for _, l := range []net.Listener{ls.gossip, ls.swarm, ls.peer, ls.http, ls.resp, ls.respUnix} {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}

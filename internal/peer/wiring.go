@@ -45,6 +45,11 @@ type wiring struct {
 
 func (w *wiring) logger(part string) *slog.Logger { return w.o.Logger.With("part", part) }
 
+// refused returns what is told of those who are refused at a listener.
+func (w *wiring) refused(listener string) func(trust.Reason, string, error) {
+	return func(reason trust.Reason, who string, err error) { w.edge.Refused(listener, reason, who, err) }
+}
+
 // transfer starts what moves bytes between nodes.
 func (w *wiring) transfer() error {
 	budget := func(direction string, rate int64, within *p2p.Budget) *p2p.Budget {
@@ -85,13 +90,19 @@ func (w *wiring) transfer() error {
 // join starts the gossip.
 func (w *wiring) join() error {
 	addrs := w.ls.addresses
+	var secured *gossip.TLS
+	if w.creds != nil {
+		secured = &gossip.TLS{
+			Credentials: w.creds, Listener: w.ls.take(&w.ls.gossip), Dial: w.edge.Dial, Refused: w.refused("gossip"),
+		}
+	}
 	g, err := gossip.Start(gossip.Options{
 		Facts: gossip.Facts{
 			Name: w.o.Name, Role: w.o.Role, Colo: w.o.Colo, Version: w.o.Version, Writer: w.disk.node.writer(),
 			SwarmAddr: addrs.Swarm, PeerAddr: addrs.Peer, HTTPAddr: addrs.HTTP,
 			Dataset: w.disk.log.Dataset(), State: string(replica.Joining),
 		},
-		Addr: w.o.GossipAddr, Join: w.o.Join, Logger: w.logger("gossip"), Registerer: w.reg,
+		Addr: w.o.GossipAddr, TLS: secured, Join: w.o.Join, Logger: w.logger("gossip"), Registerer: w.reg,
 	})
 	if err != nil {
 		return listenError("--gossip-addr", w.o.GossipAddr, err)
