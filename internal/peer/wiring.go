@@ -68,7 +68,8 @@ func (w *wiring) transfer() error {
 		order = append(order, sources[word])
 	}
 	swarm, err := p2p.NewSwarm(p2p.SwarmOptions{
-		Name: w.o.Name, Colo: w.o.Colo, Pieces: w.client, Sources: order, Listener: w.ls.take(&w.ls.swarm), Dial: w.edge.Dial, Upload: pieces, Download: w.download,
+		Name: w.o.Name, Colo: w.o.Colo, Pieces: w.client, Sources: order, Listener: w.ls.take(&w.ls.swarm), Dial: w.edge.Dial, Refused: w.refused("swarm"),
+		Upload: pieces, Download: w.download,
 		Logger: w.logger("swarm"), Registerer: w.reg,
 	})
 	if err != nil {
@@ -81,7 +82,7 @@ func (w *wiring) transfer() error {
 	}
 	server := p2p.NewServer(p2p.ServerOptions{
 		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Upload: upload, Egress: pieces,
-		Logger: w.logger("p2p"), Registerer: w.reg,
+		Refused: w.refused("peer"), Logger: w.logger("p2p"), Registerer: w.reg,
 	})
 	w.stop.add("stop peer server", servePeers(w.ls.take(&w.ls.peer), server, w.logger("p2p")))
 	return nil
@@ -192,7 +193,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 // serve starts what users talk to.
 func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() error) {
 	reads := &reads{store: w.disk.store, status: w.replica.Status}
-	access := newAccess(w.o.tls(), w.o.Clients, func(string, trust.Reason, string, error) {}, w.reg)
+	access := newAccess(w.o.tls(), w.o.Clients, w.edge.Refused, w.reg)
 	api := &api{
 		reads: reads, writer: publish.writer, shelf: w.shelf, publisher: publish,
 		members: func() []gossip.Member {
