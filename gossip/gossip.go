@@ -120,6 +120,8 @@ type Member struct {
 	Liveness Liveness
 	Addr     string    // host:port of its gossip listener
 	Since    time.Time // this node's clock when Liveness last changed
+	// Incarnation rises with each start of the node; 0 until it was heard.
+	Incarnation uint64
 }
 
 // Options configure a node's gossip.

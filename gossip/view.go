@@ -311,18 +311,18 @@ func (v *view) list() []Member {
 	defer v.mu.Unlock()
 	all := make([]Member, 0, len(v.members))
 	for _, m := range v.members {
-		f := Facts{Name: m.name}
+		f, life := Facts{Name: m.name}, uint64(0)
 		if m.key == v.self.key {
-			f = v.self.facts
+			f, life = v.self.facts, v.self.incarnation
 		} else if h := v.records[m.key]; h != nil {
-			f = h.facts
+			f, life = h.facts, h.incarnation
 		}
 		f.Snapshots = slices.Clone(f.Snapshots)
 		host, _, _ := net.SplitHostPort(m.addr)
 		for _, addr := range []*string{&f.SwarmAddr, &f.PeerAddr, &f.HTTPAddr} {
 			*addr = withHost(*addr, host)
 		}
-		all = append(all, Member{Facts: f, Liveness: v.liveness(m), Addr: m.addr, Since: m.since})
+		all = append(all, Member{Facts: f, Liveness: v.liveness(m), Addr: m.addr, Since: m.since, Incarnation: life})
 	}
 	slices.SortFunc(all, func(a, b Member) int {
 		if a.Name == v.self.name || b.Name == v.self.name {

@@ -123,6 +123,15 @@ func (bs *breakers) succeed(addr string) {
 	delete(bs.failing, addr)
 }
 
+// forgive lets an address be tried at once, with the back-off as after one failure.
+func (bs *breakers) forgive(addr string, now time.Time) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	if b := bs.failing[addr]; b != nil {
+		b.failures, b.until = 1, now
+	}
+}
+
 func (bs *breakers) count() float64 {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()

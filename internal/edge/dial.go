@@ -51,6 +51,10 @@ func (e *Edge) Dial(ctx context.Context, addr string, check func(trust.Identity)
 	return &dialledTCP{c.(*net.TCPConn), t}, nil
 }
 
+// Retry says that there is reason to believe that an address answers again: its back-off
+// is over. The bound on all retries together stays.
+func (e *Edge) Retry(addr string) { e.breakers.forgive(addr, time.Now()) }
+
 func (e *Edge) dialled(result string) { e.metrics.dials.WithLabelValues(result).Inc() }
 
 // connect returns a *tls.Conn or a *net.TCPConn.

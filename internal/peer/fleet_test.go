@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
@@ -327,4 +329,60 @@ func TestAddrsFile(t *testing.T) {
 	if p.Err() != nil {
 		t.Error(p.Err())
 	}
+}
+
+// TestRetryReturned: whoever backs off from a node's addresses hears that it is back.
+func TestRetryReturned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var retried []string
+		members, changed := []gossip.Member{}, make(chan struct{})
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() {
+			retryReturned(ctx, func() ([]gossip.Member, <-chan struct{}) {
+				mu.Lock()
+				defer mu.Unlock()
+				return members, changed
+			}, func(addr string) {
+				mu.Lock()
+				defer mu.Unlock()
+				retried = append(retried, addr)
+			})
+		})
+		defer running.Wait()
+		defer cancel()
+		member := func(incarnation uint64, since time.Time, state string) gossip.Member {
+			return gossip.Member{
+				Facts: gossip.Facts{Name: "m1", State: state, PeerAddr: "peer", SwarmAddr: "swarm"},
+				Addr:  "gossip", Incarnation: incarnation, Since: since,
+			}
+		}
+		start := time.Now()
+		for _, step := range []struct {
+			what    string
+			members []gossip.Member
+			want    bool
+		}{
+			{"it is new", []gossip.Member{member(1, start, "serving")}, true},
+			{"its facts change", []gossip.Member{member(1, start, "repairing")}, false},
+			{"it fails", nil, false},
+			{"it comes back", []gossip.Member{member(1, start.Add(time.Second), "serving")}, true},
+			{"it was restarted and nobody noticed", []gossip.Member{member(2, start.Add(time.Second), "serving")}, true},
+		} {
+			mu.Lock()
+			retried, members = nil, step.members
+			close(changed)
+			changed = make(chan struct{})
+			mu.Unlock()
+			time.Sleep(time.Second) // of the bubble's time
+			synctest.Wait()
+			mu.Lock()
+			got := slices.Equal(retried, []string{"gossip", "peer", "swarm"})
+			if got != step.want || !got && len(retried) > 0 {
+				t.Errorf("%s: retried %v", step.what, retried)
+			}
+			mu.Unlock()
+		}
+	})
 }

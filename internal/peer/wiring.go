@@ -174,6 +174,12 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 		}
 	})
 	w.life.run(func(ctx context.Context) { followSwarm(ctx, w.fleet, w.swarm) })
+	w.life.run(func(ctx context.Context) {
+		retryReturned(ctx, func() ([]gossip.Member, <-chan struct{}) {
+			changed := w.fleet.Changed()
+			return w.fleet.others(), changed
+		}, w.edge.Retry)
+	})
 	w.life.run(advertise.run)
 	w.life.run(func(ctx context.Context) {
 		if err := w.shelf.restock(ctx, w.disk.log.Dataset(), w.disk.linked); err != nil {
@@ -225,6 +231,37 @@ func followSwarm(ctx context.Context, f *fleet, swarm *p2p.Swarm) {
 			swarm.SetPeers(peers)
 			known = peers
 		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+		if !pause(ctx, followGap) {
+			return
+		}
+	}
+}
+
+// retryReturned ends the back-off of the addresses of nodes that came back, or came to
+// life again: whoever follows a writer should not wait because that was away.
+func retryReturned(ctx context.Context, others func() ([]gossip.Member, <-chan struct{}), retry func(addr string)) {
+	type life struct {
+		incarnation uint64
+		since       time.Time
+	}
+	known := map[string]life{}
+	for {
+		members, changed := others()
+		here := map[string]life{}
+		for _, m := range members {
+			l := life{m.Incarnation, m.Since}
+			if here[m.Name] = l; known[m.Name] != l {
+				for _, addr := range []string{m.Addr, m.PeerAddr, m.SwarmAddr} {
+					retry(addr)
+				}
+			}
+		}
+		known = here
 		select {
 		case <-changed:
 		case <-ctx.Done():

@@ -1,0 +1,38 @@
+package edge
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+func TestForgive(t *testing.T) {
+	bs, now := newBreakers(), time.Now()
+	refused := errors.New("refused")
+	fail := func() {
+		if err := bs.allow("a", now); err != nil {
+			t.Fatal(err)
+		}
+		bs.fail("a", now, now.Add(time.Millisecond), refused)
+	}
+	for range 6 {
+		fail()
+		now = now.Add(2 * backoffMax)
+	}
+	fail()
+	now = now.Add(2 * backoffBase)
+	var held *BreakerError
+	if err := bs.allow("a", now); !errors.As(err, &held) || held.Failures != 7 {
+		t.Fatalf("after many failures: %v", err)
+	}
+	bs.forgive("a", now)
+	fail()
+	now = now.Add(2 * backoffBase)
+	if err := bs.allow("a", now); err != nil {
+		t.Errorf("the back-off did not begin anew: %v", err)
+	}
+	bs.forgive("b", now) // nothing is known of it
+	if n := bs.count(); n != 1 {
+		t.Errorf("%v addresses fail", n)
+	}
+}
