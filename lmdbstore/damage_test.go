@@ -154,7 +154,7 @@ func TestInstallRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			d.do(t, file)
-			if _, err := s.Install(t.Context(), file, nil); !errors.Is(err, d.want) {
+			if _, err := s.Install(t.Context(), file, nil, nil); !errors.Is(err, d.want) {
 				t.Errorf("install: %v, want %v", err, d.want)
 			}
 			if got, err := generations(dir); err != nil || len(got) != 1 {
@@ -163,17 +163,17 @@ func TestInstallRefuses(t *testing.T) {
 			matches(t, s, h)
 		})
 	}
-	if _, err := s.Install(t.Context(), filepath.Join(source, "nothing"), nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := s.Install(t.Context(), filepath.Join(source, "nothing"), nil, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("install nothing: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Install(ctx, filepath.Join(source, nameOf(1), dataFile), nil); !errors.Is(err, context.Canceled) {
+	if _, err := s.Install(ctx, filepath.Join(source, nameOf(1), dataFile), nil, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	empty := t.TempDir()
 	closed(t, open(t, empty, Options{}))
-	if _, err := s.Install(t.Context(), filepath.Join(empty, nameOf(1), dataFile), nil); !errors.Is(err, ErrDamaged) {
+	if _, err := s.Install(t.Context(), filepath.Join(empty, nameOf(1), dataFile), nil, nil); !errors.Is(err, ErrDamaged) {
 		t.Errorf("install a store without data: %v", err)
 	}
 	if got, err := generations(dir); err != nil || len(got) != 1 {

@@ -298,7 +298,7 @@ func TestNoCreateWhenReading(t *testing.T) {
 	}
 	closed(t, e)
 	s := open(t, t.TempDir(), Options{})
-	if _, err := s.Install(t.Context(), filepath.Join(dir, dataFile), nil); !errors.Is(err, ErrDamaged) {
+	if _, err := s.Install(t.Context(), filepath.Join(dir, dataFile), nil, nil); !errors.Is(err, ErrDamaged) {
 		t.Errorf("installed an environment of somebody else: %v", err)
 	}
 	_, err = openEnv(dir, envOptions{maxReaders: 1, slots: 1, readonly: true, stale: &s.stale})
@@ -397,7 +397,7 @@ func TestEverythingAtOnce(t *testing.T) {
 		if i%4 == 3 {
 			file := filepath.Join(t.TempDir(), "snapshot.mdb")
 			minted(t, s, file)
-			g, err := s.Install(t.Context(), file, nil)
+			g, err := s.Install(t.Context(), file, nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -155,12 +155,12 @@ type Generation struct {
 var errNotPrepared = errors.New("generation is no longer being prepared: it was activated or discarded")
 
 // Install makes a new generation from a snapshot file that has been verified.
-// It copies the file (by reflink where the file system can), fsyncs, opens the
-// copy, and checks its dataset, position and format. The file itself is left
-// alone. The generation takes Apply, and replaces the current one at Activate.
-// progress, if not nil, is called with the bytes copied so far. One generation
-// at a time can be prepared.
-func (s *Store) Install(ctx context.Context, file string, progress func(done int64)) (*Generation, error) {
+// It copies the file (by reflink where the file system can), fsyncs, and opens
+// the copy. If want is not nil the copy is first compared with it: ErrUnexpected.
+// The file itself is left alone. The generation takes Apply, and replaces the
+// current one at Activate. progress, if not nil, is called with the bytes copied
+// so far. One generation at a time can be prepared.
+func (s *Store) Install(ctx context.Context, file string, want *Expected, progress func(done int64)) (*Generation, error) {
 	if !s.working() {
 		return nil, ErrClosed
 	}
@@ -172,7 +172,7 @@ func (s *Store) Install(ctx context.Context, file string, progress func(done int
 	}
 	ctx, cancel := s.until(ctx)
 	defer cancel()
-	gen, err := s.install(ctx, file, number, progress)
+	gen, err := s.install(ctx, file, number, want, progress)
 	if err != nil {
 		s.prepared(g)
 		if s.stopped.Err() != nil {
@@ -184,21 +184,25 @@ func (s *Store) Install(ctx context.Context, file string, progress func(done int
 	return g, nil
 }
 
-func (s *Store) install(ctx context.Context, file string, number uint64, progress func(int64)) (*generation, error) {
+func (s *Store) install(ctx context.Context, file string, number uint64, want *Expected, progress func(int64)) (*generation, error) {
 	dir := filepath.Join(s.dir, nameOf(number))
 	if err := durable.MkdirAll(durable.OS, dir, 0o755); err != nil {
 		return nil, err
 	}
-	gen, err := s.copyAndOpen(ctx, file, number, progress)
+	gen, err := s.copyAndOpen(ctx, file, number, want, progress)
 	if err != nil {
 		return nil, errors.Join(err, durable.RemoveAll(durable.OS, dir))
 	}
 	return gen, nil
 }
 
-func (s *Store) copyAndOpen(ctx context.Context, file string, number uint64, progress func(int64)) (*generation, error) {
+func (s *Store) copyAndOpen(ctx context.Context, file string, number uint64, want *Expected, progress func(int64)) (*generation, error) {
 	target := filepath.Join(s.dir, nameOf(number), dataFile)
-	if err := copyFile(ctx, target, file, progress); err != nil {
+	copied := copyFile
+	if want != nil {
+		copied = want.copyFile
+	}
+	if err := copied(ctx, target, file, progress); err != nil {
 		return nil, err
 	}
 	gen, err := s.openGeneration(number, false)

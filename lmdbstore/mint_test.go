@@ -94,7 +94,7 @@ func TestMintIsCanonical(t *testing.T) {
 		}},
 		{"from the snapshot, then caught up", func(t *testing.T) *Store {
 			s := open(t, t.TempDir(), Options{})
-			g, err := s.Install(t.Context(), snapshot, nil)
+			g, err := s.Install(t.Context(), snapshot, nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -111,7 +111,7 @@ func TestMintIsCanonical(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "end.mdb")
 			minted(t, s, file)
 			s = open(t, t.TempDir(), Options{})
-			g, err := s.Install(t.Context(), file, nil)
+			g, err := s.Install(t.Context(), file, nil, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

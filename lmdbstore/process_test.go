@@ -230,7 +230,7 @@ func TestReaderInAnotherProcess(t *testing.T) {
 	for i := range 5 { // switches
 		file := filepath.Join(t.TempDir(), "snapshot.mdb")
 		minted(t, s, file)
-		g, err := s.Install(t.Context(), file, nil)
+		g, err := s.Install(t.Context(), file, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -325,7 +325,7 @@ func TestClosed(t *testing.T) {
 		"Apply":   func() error { return s.Apply([]txlog.Entry{h.entry(put("a", "b"))}) },
 		"View":    func() error { return s.View(func(*Tx) error { return nil }) },
 		"Get":     func() error { _, _, err := s.Get(nil, []byte("a")); return err },
-		"Install": func() error { _, err := s.Install(context.Background(), "/nothing", nil); return err },
+		"Install": func() error { _, err := s.Install(context.Background(), "/nothing", nil, nil); return err },
 	} {
 		if err := call(); !errors.Is(err, ErrClosed) {
 			t.Errorf("%s after Close: %v", name, err)
@@ -363,7 +363,7 @@ func TestInstall(t *testing.T) {
 	dir := t.TempDir()
 	s = open(t, dir, Options{})
 	var done int64
-	g, err := s.Install(t.Context(), file, func(n int64) { done = n })
+	g, err := s.Install(t.Context(), file, nil, func(n int64) { done = n })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +373,7 @@ func TestInstall(t *testing.T) {
 	if g.State().Pos != h.pos || !s.State().Pos.IsZero() {
 		t.Errorf("installed at %v beside %v", g.State().Pos, s.State().Pos)
 	}
-	if _, err := s.Install(t.Context(), file, nil); err == nil {
+	if _, err := s.Install(t.Context(), file, nil, nil); err == nil {
 		t.Error("a second generation is being prepared")
 	}
 	apply(t, g, h.randoms(r, 50)...)
@@ -399,14 +399,14 @@ func TestInstall(t *testing.T) {
 	}
 	matches(t, s, h)
 
-	g, err = s.Install(t.Context(), file, nil)
+	g, err = s.Install(t.Context(), file, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := g.Discard(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err = s.Install(t.Context(), file, nil); err != nil {
+	if _, err = s.Install(t.Context(), file, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	closed(t, s) // with one prepared

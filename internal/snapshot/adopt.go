@@ -1,15 +1,19 @@
 package snapshot
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
 // Partial returns the path at which to fetch the file of a snapshot.
@@ -17,23 +21,30 @@ func (r *Repo) Partial(m *Manifest) string {
 	return filepath.Join(r.dir, Name(m.Pos)+partExt)
 }
 
-// Adopt completes a snapshot that was fetched to Partial: it verifies that
-// manifest and torrent agree, and the file's size, fsyncs and renames. The
-// partial files of older snapshots, which nobody will want any more, are removed.
+// Adopt completes a snapshot that was fetched to Partial: it verifies that the
+// manifest in note and the torrent agree, and the file's size, fsyncs and renames.
+// The partial files of older snapshots, which nobody will want any more, are
+// removed. Whose signatures are in the note the caller has seen to; a snapshot that
+// is there already gets them.
 //
 // It does not read the file. The caller vouches that this process verified every
 // piece of it against t, when it arrived or, if it was there before, by reading
 // it; p2p.Swarm.Fetch returns only then. Since the manifest binds t's list of
 // SHA-256s by its root, the file is the one that the manifest describes. A
 // process that finds the snapshot on disk later can not know that: it has to
-// call Verify.
-func (r *Repo) Adopt(ctx context.Context, m *Manifest, t *chunker.Torrent) (*Snapshot, error) {
+// call Verify. What else the manifest says of the file, VerifyStatement compares,
+// or Store.Install before it opens the file (Manifest.Expected).
+func (r *Repo) Adopt(ctx context.Context, note []byte, t *chunker.Torrent) (*Snapshot, error) {
 	ctx, done, err := r.enter(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	s, err := r.adopt(ctx, m, t)
+	m, err := ParseNote(note)
+	if err != nil {
+		return nil, fmt.Errorf("adopt snapshot: %w", err)
+	}
+	s, err := r.adopt(ctx, m, note, t)
 	if err != nil {
 		return nil, fmt.Errorf("adopt snapshot: %w", err)
 	}
@@ -41,11 +52,15 @@ func (r *Repo) Adopt(ctx context.Context, m *Manifest, t *chunker.Torrent) (*Sna
 	return s, nil
 }
 
-func (r *Repo) adopt(ctx context.Context, m *Manifest, t *chunker.Torrent) (*Snapshot, error) {
+func (r *Repo) adopt(ctx context.Context, m *Manifest, note []byte, t *chunker.Torrent) (*Snapshot, error) {
 	if err := m.Matches(t); err != nil {
 		return nil, err
 	}
 	if s, ok := r.at(m.Pos); ok && s.Manifest.InfoHash == m.InfoHash {
+		s, err := r.Countersign(m.Pos, note)
+		if err != nil {
+			return nil, err
+		}
 		return s, r.removeParts(m.Pos.Seq)
 	}
 	path := r.Partial(m)
@@ -61,7 +76,7 @@ func (r *Repo) adopt(ctx context.Context, m *Manifest, t *chunker.Torrent) (*Sna
 	if err := m.checkSize(size); err != nil {
 		return nil, err
 	}
-	s, err := r.publish(m, t, path)
+	s, err := r.publish(m, note, t, path)
 	if err != nil {
 		return nil, err
 	}
@@ -115,3 +130,39 @@ func (s *Snapshot) Verify(ctx context.Context) error {
 	}
 	return fmt.Errorf("the file is altered: %d of %d pieces are bad, the first at offset %d", bad, len(good), int64(first)*s.Torrent.PieceLength())
 }
+
+// VerifyStatement compares a file, of which every piece is known to be good, with
+// what else the manifest says of it: dataset, position, time, format, pairs, and
+// the SHA-256 of the whole. It reads the file once, and never maps it. A
+// difference is lmdbstore.ErrUnexpected: whoever signed that erred or lied.
+func (s *Snapshot) VerifyStatement(ctx context.Context) error {
+	info, err := lmdbstore.Inspect(s.Path)
+	if err != nil {
+		return missing(err)
+	}
+	want := s.Manifest.Expected()
+	if err := want.CheckInfo(info); err != nil {
+		return err
+	}
+	f, err := os.Open(s.Path)
+	if err != nil {
+		return missing(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	for n := int64(1); n > 0; {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if n, err = io.CopyN(h, f, hashStep); err != nil && err != io.EOF {
+			return err
+		}
+	}
+	if sum := h.Sum(nil); !bytes.Equal(sum, want.SHA256[:]) {
+		return fmt.Errorf("%w: its SHA-256 is %x, and is said to be %x", lmdbstore.ErrUnexpected, sum, want.SHA256)
+	}
+	return nil
+}
+
+// hashStep is how many bytes are read between looks at the context.
+const hashStep = 8 << 20

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/signing"
 	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -92,6 +93,22 @@ func ParseManifest(text []byte) (*Manifest, error) {
 		return nil, errors.New("manifest is not in its canonical form (spaces, upper-case digits, leading zeros, or lines too many)")
 	}
 	return m, nil
+}
+
+// ParseNote reads the manifest in a note, whoever signed it, or in a bare text.
+func ParseNote(note []byte) (*Manifest, error) {
+	text, err := signing.Text(note)
+	if err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	return ParseManifest(text)
+}
+
+// Expected returns what the file has to be, in the store's words.
+func (m *Manifest) Expected() *lmdbstore.Expected {
+	return &lmdbstore.Expected{SHA256: m.SHA256, SnapshotInfo: lmdbstore.SnapshotInfo{
+		State: lmdbstore.State{Dataset: m.Dataset, Pos: m.Pos, Time: m.Time}, Pairs: m.Pairs, Size: m.Size, Format: m.Format,
+	}}
 }
 
 // Matches says whether t is the metainfo of m's file: an error tells the first

@@ -32,6 +32,24 @@ type Minter interface {
 // position. One mint runs at a time; a second call waits. progress, if not nil,
 // is called with bytes done and total.
 func (r *Repo) Mint(ctx context.Context, m Minter, progress func(done, total int64)) (*Snapshot, error) {
+	return r.minting(ctx, func(ctx context.Context) (*Snapshot, error) {
+		if s, ok := r.at(m.State().Pos); ok {
+			return s, nil
+		}
+		return r.mintTimed(ctx, m, nil, progress)
+	})
+}
+
+// Confirm mints the store, which somebody brought to the position of a manifest
+// by replaying the log. If the result is what the manifest's note says, to the
+// byte, the snapshot is kept with this node's signature added to those in the
+// note. Otherwise the error is a *MismatchError, and nothing is kept or signed.
+func (r *Repo) Confirm(ctx context.Context, m Minter, note []byte) (*Snapshot, error) {
+	return r.minting(ctx, func(ctx context.Context) (*Snapshot, error) { return r.mintTimed(ctx, m, note, nil) })
+}
+
+// minting runs mint when no other does.
+func (r *Repo) minting(ctx context.Context, mint func(context.Context) (*Snapshot, error)) (*Snapshot, error) {
 	ctx, done, err := r.enter(ctx)
 	if err != nil {
 		return nil, err
@@ -43,15 +61,15 @@ func (r *Repo) Mint(ctx context.Context, m Minter, progress func(done, total int
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	state := m.State()
-	if state.Dataset.IsZero() || state.Pos.IsZero() {
+	return mint(ctx)
+}
+
+func (r *Repo) mintTimed(ctx context.Context, m Minter, claimed []byte, progress func(done, total int64)) (*Snapshot, error) {
+	if state := m.State(); state.Dataset.IsZero() || state.Pos.IsZero() {
 		return nil, errors.New("mint snapshot: the store is empty")
 	}
-	if s, ok := r.at(state.Pos); ok {
-		return s, nil
-	}
 	began := time.Now()
-	s, err := r.mintNew(ctx, m, progress)
+	s, err := r.mintNew(ctx, m, claimed, progress)
 	if err != nil {
 		r.metrics.mints.WithLabelValues("failed").Inc()
 		return nil, fmt.Errorf("mint snapshot: %w", err)
@@ -64,7 +82,7 @@ func (r *Repo) Mint(ctx context.Context, m Minter, progress func(done, total int
 	return s, nil
 }
 
-func (r *Repo) mintNew(ctx context.Context, m Minter, progress func(done, total int64)) (*Snapshot, error) {
+func (r *Repo) mintNew(ctx context.Context, m Minter, claimed []byte, progress func(done, total int64)) (*Snapshot, error) {
 	var file *mintFile
 	defer func() { file.abort() }()
 	info, err := m.Mint(ctx, func(info lmdbstore.SnapshotInfo) (io.Writer, error) {
@@ -84,7 +102,11 @@ func (r *Repo) mintNew(ctx context.Context, m Minter, progress func(done, total 
 		return nil, err
 	}
 	manifest := newManifest(info, t, sum)
-	return r.publish(&manifest, t, file.path)
+	note, err := r.sign(&manifest, claimed)
+	if err != nil {
+		return nil, err
+	}
+	return r.publish(&manifest, note, t, file.path)
 }
 
 // mintFile is a snapshot while it is written, once to the disk and once to the

@@ -27,11 +27,11 @@ func TestRealStores(t *testing.T) {
 		t.Fatal(err)
 	}
 	fetched(t, second, early, nil)
-	adopted, err := second.Adopt(t.Context(), &early.Manifest, early.Torrent)
+	adopted, err := second.Adopt(t.Context(), early.Manifest.Encode(), early.Torrent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := two.Install(t.Context(), adopted.Path, nil)
+	g, err := two.Install(t.Context(), adopted.Path, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/internal/durable"
+	"github.com/qs-peer/qs-peer/internal/signing"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -31,6 +32,8 @@ var (
 
 // Options configure a Repo. The zero value is ready to use.
 type Options struct {
+	// Signer signs the manifests of what is minted. Default: they are not signed.
+	Signer *signing.Signer
 	// MintRate limits writing while minting, in bytes per second. 0: no limit.
 	MintRate int64
 	// FS is where the directory lives. Default durable.OS.
@@ -59,6 +62,9 @@ type Snapshot struct {
 	Manifest Manifest
 	Torrent  *chunker.Torrent
 	Path     string // of the .mdb file
+	// Note is the manifest as it is kept and passed on: signed by whoever did, or
+	// its bare text.
+	Note []byte
 }
 
 // Repo is a node's snapshots directory. Its methods may be called concurrently.
@@ -226,8 +232,9 @@ func (r *Repo) Close() error {
 }
 
 // publish gives the file at temp, whose content is on stable storage, its final
-// name and its companions. When that fails the file is at temp again.
-func (r *Repo) publish(m *Manifest, t *chunker.Torrent, temp string) (s *Snapshot, err error) {
+// name and its companions. When that fails, or when the snapshot is there already
+// and only gets the note's signatures, the file is at temp still.
+func (r *Repo) publish(m *Manifest, note []byte, t *chunker.Torrent, temp string) (s *Snapshot, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	name := Name(m.Pos)
@@ -239,7 +246,7 @@ func (r *Repo) publish(m *Manifest, t *chunker.Torrent, temp string) (s *Snapsho
 			return nil, fmt.Errorf("%w: %s has infohash %v, the new one %v; verify the store, then remove the wrong one",
 				ErrConflict, s.Path, s.Manifest.InfoHash, m.InfoHash)
 		}
-		return s, nil
+		return r.countersign(s, note)
 	}
 	path := filepath.Join(r.dir, name+dataExt)
 	defer func() {
@@ -253,10 +260,10 @@ func (r *Repo) publish(m *Manifest, t *chunker.Torrent, temp string) (s *Snapsho
 	if err := durable.WriteFile(r.o.FS, filepath.Join(r.dir, name+torrentExt), t.Metainfo(), 0o644); err != nil {
 		return nil, fmt.Errorf("write torrent: %w", err)
 	}
-	if err := durable.WriteFile(r.o.FS, filepath.Join(r.dir, name+manifestExt), m.Encode(), 0o644); err != nil {
-		return nil, fmt.Errorf("write manifest: %w", err)
+	if err := r.writeNote(name, note); err != nil {
+		return nil, err
 	}
-	s = &Snapshot{Manifest: *m, Torrent: t, Path: path}
+	s = &Snapshot{Manifest: *m, Torrent: t, Path: path, Note: note}
 	at, _ := slices.BinarySearchFunc(r.held, s, newestFirst)
 	r.held = slices.Insert(slices.Clone(r.held), at, s)
 	return s, nil

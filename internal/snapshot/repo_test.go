@@ -326,7 +326,7 @@ func TestAdopt(t *testing.T) {
 			if c.change != nil {
 				c.change(&m)
 			}
-			snap, err := r.Adopt(t.Context(), &m, from.Torrent)
+			snap, err := r.Adopt(t.Context(), m.Encode(), from.Torrent)
 			if c.want != "" {
 				if err == nil || !strings.Contains(err.Error(), c.want) {
 					t.Errorf("error %v", err)
@@ -341,7 +341,7 @@ func TestAdopt(t *testing.T) {
 			if err := snap.Verify(t.Context()); err != nil {
 				t.Error(err)
 			}
-			if again, err := r.Adopt(t.Context(), &m, from.Torrent); again != snap || err != nil {
+			if again, err := r.Adopt(t.Context(), m.Encode(), from.Torrent); again != snap || err != nil {
 				t.Errorf("adopting twice: %v, %v", again, err)
 			}
 		})
@@ -355,7 +355,7 @@ func TestAdoptRemovesOlderParts(t *testing.T) {
 	for _, s := range []*Snapshot{older, snap, newer} {
 		fetched(t, r, s, nil)
 	}
-	if _, err := r.Adopt(t.Context(), &snap.Manifest, snap.Torrent); err != nil {
+	if _, err := r.Adopt(t.Context(), snap.Manifest.Encode(), snap.Torrent); err != nil {
 		t.Fatal(err)
 	}
 	wantFiles(t, dir, append(triple(storeAt(2, 100)), Name(newer.Manifest.Pos)+".part")...)
@@ -368,7 +368,7 @@ func TestConflict(t *testing.T) {
 	wrong.data[0]++
 	from := mint(t, open(t, t.TempDir(), Options{}), wrong)
 	fetched(t, r, from, nil)
-	if _, err := r.Adopt(t.Context(), &from.Manifest, from.Torrent); !errors.Is(err, ErrConflict) {
+	if _, err := r.Adopt(t.Context(), from.Manifest.Encode(), from.Torrent); !errors.Is(err, ErrConflict) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -573,7 +573,7 @@ func TestEveryStepFails(t *testing.T) {
 					fetched(t, r, from, nil)
 				}
 				if verb == "remove" {
-					if _, err := r.Adopt(t.Context(), &from.Manifest, from.Torrent); err != nil {
+					if _, err := r.Adopt(t.Context(), from.Manifest.Encode(), from.Torrent); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -582,7 +582,7 @@ func TestEveryStepFails(t *testing.T) {
 				case "mint":
 					_, err = r.Mint(t.Context(), s, nil)
 				case "adopt":
-					_, err = r.Adopt(t.Context(), &from.Manifest, from.Torrent)
+					_, err = r.Adopt(t.Context(), from.Manifest.Encode(), from.Torrent)
 				case "remove":
 					err = r.Remove(s.state.Pos)
 				}
@@ -612,7 +612,7 @@ func TestEveryStepFails(t *testing.T) {
 					}
 				}
 				if verb == "adopt" {
-					if _, err := again.Adopt(t.Context(), &from.Manifest, from.Torrent); err != nil {
+					if _, err := again.Adopt(t.Context(), from.Manifest.Encode(), from.Torrent); err != nil {
 						t.Errorf("%s: cannot adopt again: %v", where, err)
 					}
 				}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/internal/durable"
+	"github.com/qs-peer/qs-peer/internal/signing"
 )
 
 // maxMetainfo is the size of the largest .torrent file that is read, in bytes.
@@ -96,11 +97,11 @@ func scan(fsys durable.FS, dir string) (content, error) {
 // load reads the small files of a snapshot and compares them with each other
 // and with the size of the large one.
 func load(fsys durable.FS, dir, name string) (*Snapshot, error) {
-	text, err := readFile(fsys, filepath.Join(dir, name+manifestExt), MaxManifest)
+	note, err := readFile(fsys, filepath.Join(dir, name+manifestExt), signing.MaxNote)
 	if err != nil {
 		return nil, err
 	}
-	m, err := ParseManifest(text)
+	m, err := ParseNote(note)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +119,7 @@ func load(fsys durable.FS, dir, name string) (*Snapshot, error) {
 	if err := m.Matches(t); err != nil {
 		return nil, err
 	}
-	s := &Snapshot{Manifest: *m, Torrent: t, Path: filepath.Join(dir, name+dataExt)}
+	s := &Snapshot{Manifest: *m, Torrent: t, Path: filepath.Join(dir, name+dataExt), Note: note}
 	info, err := fsys.Stat(s.Path)
 	if err != nil {
 		return nil, missing(err)
