@@ -68,6 +68,11 @@ func (n *node) flags(cmd *cobra.Command) {
 	f.StringVar(&o.TLS.CA, "tls-ca", "", "`file` of the authorities' certificates that all others' are checked against (default none: no TLS)")
 	f.StringVar(&o.TLS.Cert, "tls-cert", "", "`file` of this node's certificate, which says its role, colo and name (default none: no TLS)")
 	f.StringVar(&o.TLS.Key, "tls-key", "", "`file` of the certificate's key, for this node only to read (default none: no TLS)")
+	f.StringVar(&o.TrustedKeys, "trusted-keys", "", "`file` of the keys whose signatures are believed, one NAME+HASH+DATA a line; reloaded when it changes (default none: snapshots need not be signed)")
+	f.IntVar(&o.RequireSignatures, "require-signatures", 0, "how many managers must have signed a snapshot before it is fetched, offered or opened (default 1 with --trusted-keys)")
+	if o.Role == gossip.Manager {
+		f.StringVar(&o.SigningKey, "signing-key", "", "`file` of this manager's signing key, for this node only to read (default none; required with --trusted-keys)")
+	}
 	f.BoolVar(&o.Insecure, "insecure", false, "listen beyond this machine without TLS: on trusted networks only (default false)")
 	if o.Role == gossip.Manager {
 		f.DurationVar(&o.SnapshotEvery, "snapshot-every", time.Hour, "publish a snapshot so often when there are new entries; 0 only when asked")

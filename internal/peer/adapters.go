@@ -17,7 +17,10 @@ type replicaLog struct{ *txlog.Log }
 
 func (l replicaLog) Read(pos txlog.Pos) (replica.Entries, error) { return l.Reader(pos) }
 
-type replicaStore struct{ store *lmdbstore.Store }
+type replicaStore struct {
+	store   *lmdbstore.Store
+	network *network
+}
 
 func (s replicaStore) Position() (txlog.DatasetID, txlog.Pos) {
 	state := s.store.State()
@@ -27,7 +30,7 @@ func (s replicaStore) Position() (txlog.DatasetID, txlog.Pos) {
 func (s replicaStore) Apply(entries []txlog.Entry) error { return s.store.Apply(entries) }
 
 func (s replicaStore) Install(ctx context.Context, file string) (replica.Generation, error) {
-	g, err := s.store.Install(ctx, file, nil)
+	g, err := s.network.install(ctx, s.store, file)
 	if err != nil {
 		return nil, err
 	}

@@ -47,8 +47,49 @@ func (f *fleet) Upstreams() []replica.Upstream {
 }
 
 // Offers implements replica.Fleet: one offer per snapshot, newest first, its
-// holders managers first.
-func (f *fleet) Offers() []replica.Offer { return offersOf(f.others()) }
+// holders managers first. Those that beyond returns are not among them.
+func (f *fleet) Offers() []replica.Offer {
+	possible, _ := f.offers()
+	return possible
+}
+
+// beyond returns the offers of snapshots from the future: at entries that no
+// manager's log holds.
+func (f *fleet) beyond() []replica.Offer {
+	_, future := f.offers()
+	return future
+}
+
+func (f *fleet) offers() (possible, future []replica.Offer) {
+	others := f.others()
+	return withinHeads(offersOf(others), f.gossip.Members()[0], others)
+}
+
+// withinHeads separates offers of what exists from those beyond the heads of all
+// managers of their dataset, or this node's own, which it has verified. Without any
+// manager in reach nothing is known of heads, and nothing is separated: a place that
+// is cut off must be able to rebuild its machines from each other, and that managers
+// minted the snapshot is proved by their signatures alone.
+func withinHeads(offers []replica.Offer, self gossip.Member, others []gossip.Member) (possible, future []replica.Offer) {
+	heads := map[txlog.DatasetID]uint64{}
+	for _, m := range others {
+		if m.Role == gossip.Manager && !m.Head.IsZero() {
+			heads[m.Dataset] = max(heads[m.Dataset], m.Head.Seq)
+		}
+	}
+	for _, o := range offers {
+		head, known := heads[o.Dataset]
+		if o.Dataset == self.Dataset {
+			head = max(head, self.Head.Seq)
+		}
+		if known && o.Pos.Seq > head {
+			future = append(future, o)
+		} else {
+			possible = append(possible, o)
+		}
+	}
+	return possible, future
+}
 
 func offersOf(members []gossip.Member) []replica.Offer {
 	type key struct {
@@ -72,7 +113,7 @@ func offersOf(members []gossip.Member) []replica.Offer {
 				continue // one infohash is one file: the later claim is wrong
 			}
 			o.Manager = o.Manager || m.Role == gossip.Manager
-			o.Holders = append(o.Holders, m.PeerAddr)
+			o.Holders = append(o.Holders, replica.Holder{Name: m.Name, Addr: m.PeerAddr, Manager: m.Role == gossip.Manager})
 		}
 	}
 	offers := make([]replica.Offer, 0, len(byKey))

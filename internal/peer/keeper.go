@@ -3,6 +3,7 @@ package peer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/internal/snapshot"
 )
@@ -19,6 +21,8 @@ const (
 	keepGap = 250 * time.Millisecond
 	// mirrorRetry is how long a following manager rests after a failed fetch.
 	mirrorRetry = 5 * time.Second
+	// futureGrace is how long an offer may be ahead of what is known of the heads.
+	futureGrace = 5 * time.Second
 )
 
 // errWithdrawn ends the fetch of a snapshot that nobody offers any more.
@@ -27,12 +31,13 @@ var errWithdrawn = errors.New("the snapshot was withdrawn")
 // keeper decides which snapshots the node keeps, and how far back its log has
 // to reach:
 //
-//   - a manager keeps its newest ones; one that follows fetches what the others
-//     announce and is new enough to be kept;
+//   - a manager keeps its newest ones, and the newest that enough managers signed;
+//     one that follows fetches what the others announce and is new enough to be kept;
 //   - a worker keeps a snapshot until the managers announce a newer one and no
 //     live manager announces it any more;
 //   - the log reaches back to the oldest snapshot that anybody alive offers, so
-//     that whoever fetched one can catch up. No snapshot, no trimming.
+//     that whoever fetched one can catch up. No snapshot, no trimming; nor while
+//     all of them may lack signatures: nobody could begin with one of those.
 type keeper struct {
 	storage *storage
 	fleet   *fleet
@@ -42,10 +47,13 @@ type keeper struct {
 	keep    int
 	logger  *slog.Logger
 
+	sigs      *signatures
+	disputed  *doubts // came out otherwise when this node replayed the log
 	conflicts prometheus.Gauge
 
 	mu       sync.Mutex // guards what follows, and makes retain one at a time
 	warned   map[string]bool
+	future   map[chunker.InfoHash]time.Time // since when offers are beyond all heads
 	trimmed  uint64
 	lastFail string
 }
@@ -81,10 +89,10 @@ func (k *keeper) retain() {
 	defer k.mu.Unlock()
 	offers := k.offers()
 	k.checkConflicts(offers)
-	drop := obsolete(k.shelf.list(), offers)
+	k.checkFuture(time.Now())
+	drop := obsolete(k.shelf.all(), offers)
 	if k.manager {
-		own := k.shelf.list()
-		drop = own[min(k.keep, len(own)):]
+		drop = surplus(k.shelf.all(), k.keep, k.enough)
 	}
 	var errs []error
 	for _, s := range drop {
@@ -92,6 +100,17 @@ func (k *keeper) retain() {
 	}
 	errs = append(errs, k.trim(offers))
 	k.report(errors.Join(errs...))
+}
+
+// enough reports whether anybody may open a snapshot.
+func (k *keeper) enough(s *snapshot.Snapshot) bool { return k.sigs.enough(s.Note) }
+
+// surplus returns those of a manager's snapshots, newest first, that are more than
+// it keeps.
+func surplus(own []*snapshot.Snapshot, keep int, enough func(*snapshot.Snapshot) bool) []*snapshot.Snapshot {
+	last, some := first(own, enough)
+	drop := own[min(keep, len(own)):]
+	return slices.DeleteFunc(drop, func(s *snapshot.Snapshot) bool { return some && s == last })
 }
 
 // report logs a failure once, not at each look.
@@ -130,7 +149,11 @@ func obsolete(own []*snapshot.Snapshot, offers []replica.Offer) []*snapshot.Snap
 }
 
 func (k *keeper) trim(offers []replica.Offer) error {
-	floor, ok := trimFloor(k.shelf.list(), offers)
+	own := k.shelf.all()
+	if !k.sigs.mayTrim(own, offers) {
+		return nil
+	}
+	floor, ok := trimFloor(own, offers)
 	floor = min(floor, k.storage.store.State().Pos.Seq)
 	if !ok || floor <= k.trimmed {
 		return nil
@@ -170,7 +193,26 @@ func (k *keeper) checkConflicts(offers []replica.Offer) {
 				"other_pos", b.Pos, "other_infohash", b.InfoHash, "other_holders", b.Holders)
 		}
 	}
-	k.conflicts.Set(float64(len(found)))
+	k.conflicts.Set(float64(len(found) + k.network.refuted.among(offers) + k.disputed.among(offers)))
+}
+
+// checkFuture counts offers that are beyond the managers' heads for longer than
+// gossip takes to tell of new ones.
+func (k *keeper) checkFuture(now time.Time) {
+	since := map[chunker.InfoHash]time.Time{}
+	for _, o := range k.fleet.beyond() {
+		begin, ok := k.future[o.InfoHash]
+		switch {
+		case !ok:
+			begin = now
+		case !begin.IsZero() && now.Sub(begin) > futureGrace:
+			k.sigs.refused(o.InfoHash.String(), fmt.Sprint(o.Holders), &manifestError{"beyond_head",
+				fmt.Errorf("a snapshot at entry %s is offered, and no manager's log is that long", o.Pos)})
+			begin = time.Time{} // told
+		}
+		since[o.InfoHash] = begin
+	}
+	k.future = since
 }
 
 // conflicts returns each snapshot that is not the first one known of its seq,
@@ -179,7 +221,7 @@ func conflicts(own []*snapshot.Snapshot, offers []replica.Offer) (pairs [][2]rep
 	first := map[uint64]replica.Offer{}
 	for _, s := range own {
 		m := &s.Manifest
-		first[m.Pos.Seq] = replica.Offer{Pos: m.Pos, InfoHash: m.InfoHash, Holders: []string{"this node"}}
+		first[m.Pos.Seq] = replica.Offer{Pos: m.Pos, InfoHash: m.InfoHash, Holders: []replica.Holder{{Name: "this node"}}}
 	}
 	for _, o := range offers {
 		switch a, ok := first[o.Pos.Seq]; {
@@ -199,8 +241,11 @@ func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
 		// A replica that is being rebuilt fetches for itself what it needs.
 		if status().Ready {
 			if o, ok := missing(k.shelf.list(), k.offers(), k.keep); ok {
-				if err := k.fetch(ctx, o); err != nil && ctx.Err() == nil {
-					k.logger.Warn("mirroring a snapshot failed", "pos", o.Pos, "err", err)
+				err := k.fetch(ctx, o)
+				if err != nil && ctx.Err() == nil {
+					if !errors.Is(err, replica.ErrTooEarly) {
+						k.logger.Warn("mirroring a snapshot failed", "pos", o.Pos, "err", err)
+					}
 					pause(ctx, mirrorRetry)
 				}
 				if ctx.Err() != nil {
@@ -218,8 +263,12 @@ func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
 }
 
 // fetch fetches a snapshot to mirror it, as long as it is offered: pieces that
-// nobody holds any more are not waited for.
+// nobody holds any more are not waited for. It has to be of this log's history, and
+// what its manifest says.
 func (k *keeper) fetch(ctx context.Context, o replica.Offer) error {
+	if ok, err := k.storage.linked(o.Pos); err != nil || !ok {
+		return errors.Join(err, errors.New("it is not of this log's history"))
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() {
@@ -237,9 +286,14 @@ func (k *keeper) fetch(ctx context.Context, o replica.Offer) error {
 			}
 		}
 	})
-	_, err := k.network.Fetch(ctx, o, nil)
+	path, err := k.network.Fetch(ctx, o, nil)
 	if err != nil && context.Cause(ctx) == errWithdrawn {
 		err = errWithdrawn
+	}
+	if snap, ok := k.shelf.at(path); err == nil && ok {
+		if err = snap.VerifyStatement(ctx); err != nil && ctx.Err() == nil {
+			err = k.network.judge(ctx, snap, err)
+		}
 	}
 	cancel(nil)
 	watch.Wait()

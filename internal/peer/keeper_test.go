@@ -140,7 +140,7 @@ func TestOffersOf(t *testing.T) {
 	if len(got) != 2 {
 		t.Fatalf("got %+v", got)
 	}
-	if o := got[0]; o.Pos != a5.Pos || fmt.Sprint(o.Holders) != "[m1:1 w1:1]" || !o.Manager || o.Size != 50 || o.Dataset != set {
+	if o := got[0]; o.Pos != a5.Pos || fmt.Sprint(o.Holders) != "[m1 at m1:1 w1 at w1:1]" || !o.Manager || o.Size != 50 || o.Dataset != set {
 		t.Errorf("first is %+v", o)
 	}
 	if o := got[1]; o.Pos != a3.Pos || o.Manager {

@@ -10,6 +10,7 @@ import (
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/internal/snapshot"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/p2p"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -24,9 +25,13 @@ type network struct {
 	client *p2p.Client
 	swarm  *p2p.Swarm
 	shelf  *shelf
+	sigs   *signatures
 	// changed tells the others at once that a fetch began or ended: whom they ask
 	// for what depends on who fetches.
 	changed *signal
+
+	// refuted are snapshots that are signed and not what their manifests say.
+	refuted *doubts
 
 	mu       sync.Mutex                         // guards fetching
 	fetching map[chunker.InfoHash]chan struct{} // closed when that fetch is over
@@ -54,14 +59,31 @@ func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done
 		return "", err
 	}
 	defer finish()
-	if snap, ok := n.shelf.get(o.InfoHash); ok {
+	if err := n.refuted.why(o.InfoHash); err != nil {
+		return "", fmt.Errorf("snapshot %s is false: %w", o.Pos, err)
+	}
+	if snap, ok := n.shelf.get(o.InfoHash); ok && n.sigs.enough(snap.Note) {
 		return snap.Path, nil
 	}
-	m, t, err := n.describe(ctx, o)
+	d, err := n.describe(ctx, o)
 	if err != nil {
 		return "", err
 	}
-	snap, err := n.fetch(ctx, o, m, t, progress)
+	if snap, ok := n.shelf.find(o.InfoHash); ok {
+		// It is here, and lacked signatures only, or nobody signs what it says.
+		if d.sameManifest(snap) {
+			snap, err = n.shelf.settle(ctx, snap, d.note)
+		} else {
+			err = n.shelf.withdraw(snap)
+		}
+		if err != nil {
+			return "", err
+		}
+		if snap, ok := n.shelf.get(o.InfoHash); ok {
+			return snap.Path, nil
+		}
+	}
+	snap, err := n.fetch(ctx, d, progress)
 	if err != nil {
 		return "", fmt.Errorf("fetch snapshot %s: %w", o.Pos, err)
 	}
@@ -69,9 +91,10 @@ func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done
 	return snap.Path, nil
 }
 
-func (n *network) fetch(ctx context.Context, o replica.Offer, m *snapshot.Manifest, t *chunker.Torrent, progress func(done, total int64)) (*snapshot.Snapshot, error) {
+func (n *network) fetch(ctx context.Context, d described, progress func(done, total int64)) (*snapshot.Snapshot, error) {
+	m := d.manifest
 	begun := sync.OnceFunc(n.changed.notify)
-	err := n.swarm.Fetch(ctx, t, n.shelf.repo.Partial(m), func(p p2p.Progress) {
+	err := n.swarm.Fetch(ctx, d.torrent, n.shelf.repo.Partial(m), func(p p2p.Progress) {
 		begun()
 		if progress != nil {
 			progress(p.Done, p.Total)
@@ -81,9 +104,9 @@ func (n *network) fetch(ctx context.Context, o replica.Offer, m *snapshot.Manife
 	if err != nil {
 		return nil, err
 	}
-	snap, err := n.shelf.repo.Adopt(ctx, m, t)
+	snap, err := n.shelf.repo.Adopt(ctx, d.note, d.torrent)
 	if err != nil {
-		n.swarm.Drop(o.InfoHash)
+		n.swarm.Drop(m.InfoHash)
 		if ctx.Err() == nil {
 			// Every piece was right, so what the manifest says is wrong: nothing to resume.
 			err = errors.Join(err, n.shelf.repo.Remove(m.Pos))
@@ -91,6 +114,35 @@ func (n *network) fetch(ctx context.Context, o replica.Offer, m *snapshot.Manife
 		return nil, err
 	}
 	return snap, nil
+}
+
+// install makes a generation of a snapshot's file, if that is what its manifest
+// says: of what is signed, the pieces prove all but this.
+func (n *network) install(ctx context.Context, store *lmdbstore.Store, file string) (*lmdbstore.Generation, error) {
+	snap, ok := n.shelf.at(file)
+	if !ok {
+		return nil, fmt.Errorf("nothing is known of %s any more", file)
+	}
+	g, err := store.Install(ctx, file, snap.Manifest.Expected(), nil)
+	if errors.Is(err, lmdbstore.ErrUnexpected) {
+		return nil, n.judge(ctx, snap, err)
+	}
+	return g, err
+}
+
+// judge withdraws a snapshot that is not what its manifest says, and finds out
+// who is to blame: the disk, or those who signed.
+func (n *network) judge(ctx context.Context, snap *snapshot.Snapshot, err error) error {
+	damage := snap.Verify(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if damage != nil {
+		n.shelf.logger.Error("a snapshot was damaged on this node's disk: check the disk", "path", snap.Path, "err", damage)
+	} else {
+		err = n.refute(snap, err)
+	}
+	return errors.Join(err, n.shelf.withdraw(snap))
 }
 
 // begin waits until nobody else fetches h.
@@ -116,50 +168,4 @@ func (n *network) begin(ctx context.Context, h chunker.InfoHash) (finish func(),
 			return nil, ctx.Err()
 		}
 	}
-}
-
-// describe asks the holders, one after the other, what the snapshot is.
-func (n *network) describe(ctx context.Context, o replica.Offer) (*snapshot.Manifest, *chunker.Torrent, error) {
-	errs := []error{fmt.Errorf("no holder could describe snapshot %s", o.Pos)}
-	for _, addr := range o.Holders {
-		m, t, err := n.describeFrom(ctx, addr, o)
-		if err == nil {
-			return m, t, nil
-		}
-		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, nil, errors.Join(errs...)
-}
-
-func (n *network) describeFrom(ctx context.Context, addr string, o replica.Offer) (*snapshot.Manifest, *chunker.Torrent, error) {
-	ctx, cancel := context.WithTimeout(ctx, describeTimeout)
-	defer cancel()
-	text, err := n.client.Manifest(ctx, p2p.Target{Addr: addr}, o.InfoHash)
-	if err != nil {
-		return nil, nil, err
-	}
-	m, err := snapshot.ParseManifest(text)
-	if err != nil {
-		return nil, nil, err
-	}
-	t, err := n.client.Torrent(ctx, p2p.Target{Addr: addr}, o.InfoHash)
-	if err != nil {
-		return nil, nil, err
-	}
-	return m, t, matches(o, m, t)
-}
-
-// matches compares what gossip, the manifest and the metainfo say of one
-// snapshot.
-func matches(o replica.Offer, m *snapshot.Manifest, t *chunker.Torrent) error {
-	announced := snapshot.Manifest{Dataset: o.Dataset, Pos: o.Pos, InfoHash: o.InfoHash, Size: o.Size}
-	described := snapshot.Manifest{Dataset: m.Dataset, Pos: m.Pos, InfoHash: m.InfoHash, Size: m.Size}
-	if announced != described {
-		return fmt.Errorf("the manifest is of dataset %s at %s, infohash %s, %d bytes; announced was dataset %s at %s, infohash %s, %d bytes",
-			m.Dataset, m.Pos, m.InfoHash, m.Size, o.Dataset, o.Pos, o.InfoHash, o.Size)
-	}
-	return m.Matches(t)
 }

@@ -59,6 +59,12 @@ type Options struct {
 	// TLS are the node's certificate and what others' are checked against: all three
 	// files, or none for plain TCP.
 	TLS trust.Files
+	// TrustedKeys is a file of the keys whose signatures are believed. Default: none,
+	// nothing has to be signed. SigningKey, a manager's, is the file of its own.
+	TrustedKeys, SigningKey string
+	// RequireSignatures is how many managers have to have signed a snapshot's
+	// manifest before it is fetched, offered or opened. Default 1 with TrustedKeys.
+	RequireSignatures int
 	// Insecure allows listening on other than loopback addresses without TLS.
 	Insecure bool
 
@@ -164,6 +170,8 @@ func (o *Options) validate(ctx context.Context) error {
 		return fmt.Errorf("--snapshot-every %v is negative", o.SnapshotEvery)
 	case sourcesError(o.Sources) != nil:
 		return sourcesError(o.Sources)
+	case o.validateKeys() != nil:
+		return o.validateKeys()
 	case min(o.UploadRate, o.DownloadRate, o.EgressRate, o.MintRate) < 0:
 		return errors.New("a rate is negative: rates are in bytes per second, 0 for no limit")
 	case o.Role == gossip.Worker && o.EgressRate > 0:

@@ -63,7 +63,11 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	disk, err := openStorage(ctx, &o, reg, &p.stop)
+	sigs, err := openSignatures(&o, reg)
+	if err != nil {
+		return nil, err
+	}
+	disk, err := openStorage(ctx, &o, sigs, reg, &p.stop)
 	if err != nil {
 		return nil, err
 	}
@@ -73,7 +77,7 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 		return nil, err
 	}
 	w := &wiring{
-		o: &o, creds: creds, edge: border, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
+		o: &o, creds: creds, edge: border, sigs: sigs, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
 		changed: newSignal(), ready: make(chan struct{}),
 	}
 	if err := w.transfer(); err != nil {

@@ -17,16 +17,20 @@ import (
 )
 
 // shelf is what this node has to offer: the snapshots that are complete and
-// verified on its disk, and seeded. It is safe for concurrent use.
+// verified on its disk, and seeded. Beside them it may hold some that lack
+// signatures: they are neither offered nor opened, and not deleted either, because
+// signatures can still come. It is safe for concurrent use.
 type shelf struct {
 	repo    *snapshot.Repo
 	swarm   *p2p.Swarm
+	sigs    *signatures
 	logger  *slog.Logger
 	changed *signal       // told when the list changes
 	stocked chan struct{} // closed once restock is done
 
-	mu    sync.Mutex           // guards snaps
+	mu    sync.Mutex           // guards what follows
 	snaps []*snapshot.Snapshot // newest first
+	aside []*snapshot.Snapshot // lack signatures; their files were not read
 }
 
 // list returns what is offered, newest first.
@@ -36,13 +40,38 @@ func (s *shelf) list() []*snapshot.Snapshot {
 	return slices.Clone(s.snaps)
 }
 
-func (s *shelf) get(h chunker.InfoHash) (*snapshot.Snapshot, bool) {
-	for _, snap := range s.list() {
-		if snap.Manifest.InfoHash == h {
-			return snap, true
-		}
+// all returns what is held, offered or not, newest first.
+func (s *shelf) all() []*snapshot.Snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sorted(slices.Concat(s.snaps, s.aside))
+}
+
+func sorted(snaps []*snapshot.Snapshot) []*snapshot.Snapshot {
+	slices.SortFunc(snaps, func(a, b *snapshot.Snapshot) int { return cmp.Compare(b.Manifest.Pos.Seq, a.Manifest.Pos.Seq) })
+	return snaps
+}
+
+// find returns a snapshot that is held, offered or not.
+func (s *shelf) find(h chunker.InfoHash) (*snapshot.Snapshot, bool) {
+	return first(s.all(), func(snap *snapshot.Snapshot) bool { return snap.Manifest.InfoHash == h })
+}
+
+// at returns the snapshot that is offered and has its file at path.
+func (s *shelf) at(path string) (*snapshot.Snapshot, bool) {
+	return first(s.list(), func(snap *snapshot.Snapshot) bool { return snap.Path == path })
+}
+
+func first(snaps []*snapshot.Snapshot, match func(*snapshot.Snapshot) bool) (*snapshot.Snapshot, bool) {
+	if i := slices.IndexFunc(snaps, match); i >= 0 {
+		return snaps[i], true
 	}
 	return nil, false
+}
+
+// get returns a snapshot that is offered.
+func (s *shelf) get(h chunker.InfoHash) (*snapshot.Snapshot, bool) {
+	return first(s.list(), func(snap *snapshot.Snapshot) bool { return snap.Manifest.InfoHash == h })
 }
 
 // announcements returns the list in the words of gossip.
@@ -61,7 +90,7 @@ func (s *shelf) describe(h chunker.InfoHash) (manifest, metainfo []byte, ok bool
 	if !ok {
 		return nil, nil, false
 	}
-	return snap.Manifest.Encode(), snap.Torrent.Metainfo(), true
+	return snap.Note, snap.Torrent.Metainfo(), true
 }
 
 // mint makes a snapshot of the store as it is, and offers it.
@@ -73,18 +102,35 @@ func (s *shelf) mint(ctx context.Context, store snapshot.Minter) (*snapshot.Snap
 	if err != nil {
 		return nil, err
 	}
+	return snap, s.offer(ctx, snap)
+}
+
+// offer offers a snapshot of the repo, if it has the signatures for that.
+func (s *shelf) offer(ctx context.Context, snap *snapshot.Snapshot) error {
+	_, offered := s.get(snap.Manifest.InfoHash)
+	_, held := s.find(snap.Manifest.InfoHash)
+	switch {
+	case offered || held && !s.mayOffer(snap):
+		s.replace(snap)
+		return nil
+	case held: // its file was not read yet
+		reason, err := s.examine(ctx, snap)
+		if err == nil && reason != "" {
+			err = errors.Join(fmt.Errorf("snapshot %s on this node's disk: %s", snap.Manifest.Pos, reason), s.discard(snap, reason))
+		}
+		if err != nil {
+			return err
+		}
+	}
 	if err := s.seed(snap); !errors.Is(err, p2p.ErrHeld) {
-		return snap, err
+		return err
 	}
 	// The very same bytes are being fetched; they are offered once that is done.
-	return snap, nil
+	return nil
 }
 
 // seed offers a verified snapshot.
 func (s *shelf) seed(snap *snapshot.Snapshot) error {
-	if _, ok := s.get(snap.Manifest.InfoHash); ok {
-		return nil
-	}
 	if err := s.swarm.Seed(snap.Torrent, snap.Path); err != nil {
 		return fmt.Errorf("seed snapshot %s: %w", snap.Manifest.Pos, err)
 	}
@@ -94,11 +140,10 @@ func (s *shelf) seed(snap *snapshot.Snapshot) error {
 
 // add lists a snapshot that is seeded already.
 func (s *shelf) add(snap *snapshot.Snapshot) {
+	same := sameAs(snap)
 	s.mu.Lock()
-	if !slices.ContainsFunc(s.snaps, func(o *snapshot.Snapshot) bool { return o.Manifest.InfoHash == snap.Manifest.InfoHash }) {
-		s.snaps = append(s.snaps, snap)
-		slices.SortFunc(s.snaps, func(a, b *snapshot.Snapshot) int { return cmp.Compare(b.Manifest.Pos.Seq, a.Manifest.Pos.Seq) })
-	}
+	s.snaps = sorted(append(slices.DeleteFunc(s.snaps, same), snap))
+	s.aside = slices.DeleteFunc(s.aside, same)
 	s.mu.Unlock()
 	s.logger.Info("snapshot offered", "pos", snap.Manifest.Pos, "infohash", snap.Manifest.InfoHash, "bytes", snap.Manifest.Size)
 	s.changed.notify()
@@ -107,7 +152,8 @@ func (s *shelf) add(snap *snapshot.Snapshot) {
 // withdraw stops offering a snapshot and deletes it.
 func (s *shelf) withdraw(snap *snapshot.Snapshot) error {
 	s.mu.Lock()
-	s.snaps = slices.DeleteFunc(s.snaps, func(o *snapshot.Snapshot) bool { return o.Manifest.InfoHash == snap.Manifest.InfoHash })
+	s.snaps = slices.DeleteFunc(s.snaps, sameAs(snap))
+	s.aside = slices.DeleteFunc(s.aside, sameAs(snap))
 	s.mu.Unlock()
 	s.changed.notify()
 	s.swarm.Drop(snap.Manifest.InfoHash)
@@ -129,9 +175,94 @@ func (s *shelf) wait(ctx context.Context) error {
 	}
 }
 
+// sameAs matches a snapshot, with whatever signatures.
+func sameAs(snap *snapshot.Snapshot) func(*snapshot.Snapshot) bool {
+	return func(o *snapshot.Snapshot) bool { return o.Manifest.InfoHash == snap.Manifest.InfoHash }
+}
+
+// settle adds a note's signatures, which were verified, to a snapshot that is held,
+// and offers it if it has enough now.
+func (s *shelf) settle(ctx context.Context, snap *snapshot.Snapshot, note []byte) (*snapshot.Snapshot, error) {
+	snap, err := s.repo.Countersign(snap.Manifest.Pos, note)
+	if err != nil {
+		return nil, err
+	}
+	return snap, s.offer(ctx, snap)
+}
+
+// rejudge looks again at who signed what, after the trusted keys changed.
+func (s *shelf) rejudge(ctx context.Context) error {
+	var errs []error
+	for _, snap := range s.all() {
+		_, offered := s.get(snap.Manifest.InfoHash)
+		switch may := s.mayOffer(snap); {
+		case may && !offered:
+			errs = append(errs, s.offer(ctx, snap))
+		case offered && !may:
+			_, err := s.sigs.open(snap.Note, s.sigs.need)
+			s.putAside(snap, err)
+			s.swarm.Drop(snap.Manifest.InfoHash)
+			s.changed.notify()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// replace takes snap in place of the same with other signatures.
+func (s *shelf) replace(snap *snapshot.Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, list := range [][]*snapshot.Snapshot{s.snaps, s.aside} {
+		if i := slices.IndexFunc(list, sameAs(snap)); i >= 0 {
+			list[i] = snap
+		}
+	}
+}
+
+// mayOffer reports whether a snapshot has the signatures that it takes to offer
+// it: enough, or this node's own. What a manager minted it offers at once, so that
+// others hear of it and can add theirs; nobody opens it before.
+func (s *shelf) mayOffer(snap *snapshot.Snapshot) bool {
+	return s.sigs.enough(snap.Note) || s.sigs.ours(snap.Note)
+}
+
+// examine reads a snapshot's file whole, and returns what is wrong with it.
+func (s *shelf) examine(ctx context.Context, snap *snapshot.Snapshot) (reason string, err error) {
+	err = snap.Verify(ctx)
+	if err == nil {
+		err = snap.VerifyStatement(ctx)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return "", ctx.Err()
+	case err != nil:
+		return err.Error(), nil
+	}
+	return "", nil
+}
+
+func (s *shelf) discard(snap *snapshot.Snapshot, reason string) error {
+	s.logger.Error("snapshot removed", "pos", snap.Manifest.Pos, "path", snap.Path, "reason", reason)
+	s.mu.Lock()
+	s.aside = slices.DeleteFunc(s.aside, sameAs(snap))
+	s.mu.Unlock()
+	return s.repo.Remove(snap.Manifest.Pos)
+}
+
+// putAside holds a snapshot back.
+func (s *shelf) putAside(snap *snapshot.Snapshot, why error) {
+	s.sigs.refused(snap.Manifest.InfoHash.String(), "this node's disk", why)
+	s.logger.Error("a snapshot on this node's disk lacks signatures: it is neither offered nor opened until managers' signatures are found elsewhere",
+		"pos", snap.Manifest.Pos, "path", snap.Path, "reason", why)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.snaps = slices.DeleteFunc(s.snaps, sameAs(snap))
+	s.aside = append(slices.DeleteFunc(s.aside, sameAs(snap)), snap)
+}
+
 // restock offers what an earlier process left on disk, each after reading it
-// whole, and removes what is damaged or is not of this node's history. It is
-// called once.
+// whole, puts aside what lacks signatures, and removes what is damaged or is not
+// of this node's history. It is called once.
 func (s *shelf) restock(ctx context.Context, dataset txlog.DatasetID, linked func(txlog.Pos) (bool, error)) error {
 	defer close(s.stocked)
 	var errs []error
@@ -143,18 +274,18 @@ func (s *shelf) restock(ctx context.Context, dataset txlog.DatasetID, linked fun
 			continue
 		} else if !ok || (!dataset.IsZero() && m.Dataset != dataset) {
 			reason = "it is not of this log's history"
-		} else if err := snap.Verify(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			reason = err.Error()
+		} else if !s.mayOffer(snap) {
+			_, err := s.sigs.open(snap.Note, s.sigs.need)
+			s.putAside(snap, err)
+			continue
+		} else if reason, err = s.examine(ctx, snap); err != nil {
+			return nil // the node stops
 		}
-		if reason == "" {
-			errs = append(errs, s.seed(snap))
+		if reason != "" {
+			errs = append(errs, s.discard(snap, reason))
 			continue
 		}
-		s.logger.Error("snapshot removed", "pos", m.Pos, "path", snap.Path, "reason", reason)
-		errs = append(errs, s.repo.Remove(m.Pos))
+		errs = append(errs, s.seed(snap))
 	}
 	return errors.Join(errs...)
 }

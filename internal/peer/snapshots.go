@@ -59,7 +59,7 @@ func (a *api) getTorrent(w *response, r *http.Request) {
 func (a *api) getManifest(w *response, r *http.Request) {
 	if s, ok := a.pathSnapshot(w, r); ok {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = w.Write(s.Manifest.Encode())
+		_, _ = w.Write(s.Note)
 	}
 }
 

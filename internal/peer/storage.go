@@ -22,6 +22,7 @@ const (
 	logDir       = "log"
 	storeDir     = "store"
 	snapshotsDir = "snapshots"
+	replayDir    = "replay"
 )
 
 // storage is the node's data directory, open.
@@ -35,7 +36,7 @@ type storage struct {
 
 // openStorage opens the data directory and checks that its parts belong
 // together. What it opened is closed by stop, also after an error.
-func openStorage(ctx context.Context, o *Options, reg prometheus.Registerer, stop *cleanup) (*storage, error) {
+func openStorage(ctx context.Context, o *Options, sigs *signatures, reg prometheus.Registerer, stop *cleanup) (*storage, error) {
 	if err := durable.MkdirAll(durable.OS, o.Data, 0o750); err != nil {
 		return nil, fmt.Errorf("make data directory %s: %w", o.Data, err)
 	}
@@ -47,6 +48,10 @@ func openStorage(ctx context.Context, o *Options, reg prometheus.Registerer, sto
 
 	// Left by a process that was killed; its addresses are nobody's now.
 	if err := removeIfThere(filepath.Join(o.Data, addrsName)); err != nil {
+		return nil, err
+	}
+	// What a crash left of a replay.
+	if err := durable.RemoveAll(durable.OS, filepath.Join(o.Data, replayDir)); err != nil {
 		return nil, err
 	}
 	s := &storage{dir: o.Data}
@@ -74,7 +79,7 @@ func openStorage(ctx context.Context, o *Options, reg prometheus.Registerer, sto
 	stop.addClose("close store", s.store.Close)
 
 	s.repo, err = snapshot.Open(filepath.Join(o.Data, snapshotsDir), snapshot.Options{
-		MintRate: o.MintRate, Logger: logger("snapshots"), Registerer: reg,
+		Signer: sigs.signer, MintRate: o.MintRate, Logger: logger("snapshots"), Registerer: reg,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots in %s: %w", o.Data, err)

@@ -24,6 +24,7 @@ type wiring struct {
 	o     *Options
 	creds *trust.Credentials // nil: no TLS
 	edge  *edge.Edge
+	sigs  *signatures
 	disk  *storage
 	ls    *listeners
 	reg   *prometheus.Registry
@@ -78,7 +79,7 @@ func (w *wiring) transfer() error {
 	w.stop.addClose("close swarm", swarm.Close)
 	w.swarm = swarm
 	w.shelf = &shelf{
-		repo: w.disk.repo, swarm: swarm, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
+		repo: w.disk.repo, swarm: swarm, sigs: w.sigs, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
 	}
 	server := p2p.NewServer(p2p.ServerOptions{
 		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Upload: upload, Egress: pieces,
@@ -123,12 +124,13 @@ func (w *wiring) join() error {
 func (w *wiring) live() (*publisher, *advertiser, error) {
 	writes, manager := w.disk.node.writer(), w.o.Role == gossip.Manager
 	network := &network{
-		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, changed: w.changed, fetching: map[chunker.InfoHash]chan struct{}{},
+		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, sigs: w.sigs, refuted: newDoubts(),
+		changed: w.changed, fetching: map[chunker.InfoHash]chan struct{}{},
 	}
 	served := &served{fetch: w.swarm.Progress}
 	becameReady := sync.OnceFunc(func() { close(w.ready) })
 	c := replica.Config{
-		Name: w.o.Name, Manager: manager, Log: replicaLog{w.disk.log}, Store: replicaStore{w.disk.store},
+		Name: w.o.Name, Manager: manager, Log: replicaLog{w.disk.log}, Store: replicaStore{w.disk.store, network},
 		Logger: w.logger("replica"), Registerer: w.reg,
 		OnChange: func(st replica.Status) {
 			if st.Ready {
@@ -151,7 +153,15 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 
 	keep := &keeper{
 		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, manager: manager, keep: w.o.KeepSnapshots,
-		logger: w.logger("keeper"), conflicts: newConflictsGauge(w.reg), warned: map[string]bool{},
+		logger: w.logger("keeper"), sigs: w.sigs, disputed: newDoubts(), conflicts: newConflictsGauge(w.reg), warned: map[string]bool{}, future: map[chunker.InfoHash]time.Time{},
+	}
+	w.sigs.register(w.reg, w.shelf)
+	witness := &notary{
+		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, sigs: w.sigs, keep: w.o.KeepSnapshots, disputed: keep.disputed,
+		logger: w.logger("signing"), tries: map[chunker.InfoHash]*attempt{}, verdicts: newNotaryMetric(w.reg),
+	}
+	if w.sigs.signer != nil && w.sigs.need > 1 {
+		witness.replayer = &replayer{storage: w.disk, shelf: w.shelf, sigs: w.sigs, rate: w.o.MintRate}
 	}
 	publish := &publisher{
 		role: w.o.Role, store: w.disk.store, shelf: w.shelf, keeper: keep, status: rep.Status, logger: w.logger("publisher"),
@@ -168,6 +178,8 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	if w.creds != nil {
 		w.life.run(w.creds.Watch)
 	}
+	w.life.run(w.sigs.watch)
+	w.life.run(witness.run)
 	w.life.run(func(ctx context.Context) {
 		if err := rep.Run(ctx); err != nil {
 			w.fail(fmt.Errorf("replica stopped: %w", err))

@@ -495,9 +495,9 @@ func (w *world) Offers() []Offer {
 		}
 		for _, seq := range n.offers {
 			pos := at(n.log, seq)
-			o := Offer{Dataset: n.Dataset, Pos: pos, InfoHash: infoHash(pos, seq == n.wrong), Size: 1000, Holders: []string{n.Addr}, Manager: n.Manager}
+			o := Offer{Dataset: n.Dataset, Pos: pos, InfoHash: infoHash(pos, seq == n.wrong), Size: 1000, Holders: []Holder{{Name: n.Name, Addr: n.Addr}}, Manager: n.Manager}
 			if i := slices.IndexFunc(all, func(other Offer) bool { return other.InfoHash == o.InfoHash }); i >= 0 {
-				all[i].Holders = append(all[i].Holders, n.Addr)
+				all[i].Holders = append(all[i].Holders, Holder{Name: n.Name, Addr: n.Addr})
 				all[i].Manager = all[i].Manager || n.Manager
 				continue
 			}

@@ -11,6 +11,7 @@ import (
 const (
 	offerBase    = 250 * time.Millisecond
 	offerMax     = 30 * time.Second
+	earlyMax     = 2 * time.Second  // for one that is not to be had yet
 	unfetchable  = 15 * time.Second // of failures make a log worth following from entry 1
 	distrustBase = 10 * time.Minute // full jitter: about half of it
 )

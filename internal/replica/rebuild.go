@@ -77,6 +77,10 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 			if err == nil {
 				return outcome{prepared: gen, source: o}, nil // its owner discards it
 			}
+		case errors.Is(err, ErrTooEarly):
+			r.metrics.fetches.WithLabelValues("early").Inc()
+			r.offers.of(o).fail(time.Now(), offerBase, earlyMax)
+			r.board.fail(rebuilding, fmt.Errorf("get snapshot at entry %d: %w", o.Pos.Seq, err))
 		case err != nil:
 			r.metrics.fetches.WithLabelValues("failed").Inc()
 			r.offers.of(o).fail(time.Now(), offerBase, offerMax)

@@ -82,9 +82,18 @@ type Offer struct {
 	Pos      txlog.Pos
 	InfoHash chunker.InfoHash
 	Size     int64
-	Holders  []string // peer addresses, for the manifest and the metainfo; managers first
+	Holders  []Holder // for the manifest and the metainfo; managers first
 	Manager  bool     // a manager offers it
 }
+
+// Holder is a node that offers a snapshot.
+type Holder struct {
+	Name    string
+	Addr    string // where it speaks the peer protocol
+	Manager bool
+}
+
+func (h Holder) String() string { return h.Name + " at " + h.Addr }
 
 // Fleet is the node's view of the others that live, from gossip, without itself.
 type Fleet interface {
@@ -101,6 +110,10 @@ type Stream interface {
 	Next(maxBytes int) (entries []txlog.Entry, head txlog.Pos, headTime time.Time, err error)
 	Close() error
 }
+
+// ErrTooEarly is wrapped by Fetch's errors about a snapshot that is not to be had
+// yet, though nothing is wrong with it: not enough managers signed it so far.
+var ErrTooEarly = errors.New("not enough managers signed it yet")
 
 // Network reaches the others.
 type Network interface {

@@ -110,3 +110,9 @@ func (r *Repo) sign(m *Manifest, claimed []byte) ([]byte, error) {
 	}
 	return mergeNotes(claimed, note)
 }
+
+// signed reports whether s bears this node's signature, or none is wanted.
+func (r *Repo) signed(s *Snapshot) bool {
+	note, err := r.sign(&s.Manifest, s.Note)
+	return err == nil && bytes.Equal(note, s.Note)
+}

@@ -29,11 +29,11 @@ type Minter interface {
 }
 
 // Mint makes a snapshot of the store, or returns the one that is there at its
-// position. One mint runs at a time; a second call waits. progress, if not nil,
+// position and bears this node's signature, if it signs. One mint runs at a time; a second call waits. progress, if not nil,
 // is called with bytes done and total.
 func (r *Repo) Mint(ctx context.Context, m Minter, progress func(done, total int64)) (*Snapshot, error) {
 	return r.minting(ctx, func(ctx context.Context) (*Snapshot, error) {
-		if s, ok := r.at(m.State().Pos); ok {
+		if s, ok := r.at(m.State().Pos); ok && r.signed(s) {
 			return s, nil
 		}
 		return r.mintTimed(ctx, m, nil, progress)
