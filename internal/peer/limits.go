@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -42,8 +43,6 @@ const (
 	maxRequest = txlog.MaxValue + 2<<20
 	// minMemory has room for one such request, while it grows, of one identity.
 	minMemory = 32 << 20
-	// maxLocalConns bounds the connections over the Unix socket.
-	maxLocalConns = 4096
 	// maxReports bounds how many reports are under way at once, and a share of it.
 	maxReports, reportShare = 8, 4
 	// maxScans bounds how many scans hold a read transaction at once.
@@ -79,6 +78,12 @@ func (l ClientLimits) validate() error {
 		return fmt.Errorf("--client-memory is %d bytes: a request of the greatest size takes %d", l.Memory, minMemory)
 	}
 	return nil
+}
+
+// listenOptions are those of a listener for clients. Who has a good certificate may
+// connect; what it may do is decided request by request.
+func (l ClientLimits) listenOptions(name string) edge.ListenOptions {
+	return edge.ListenOptions{Name: name, MaxConns: l.Conns, MaxPerIdentity: l.ConnsPerIdentity}
 }
 
 // checkMode refuses modes that are none of a socket's file.

@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	// listenerRESP names the RESP listeners in metrics and logs.
-	listenerRESP = "resp"
+	// The names of the RESP listeners in metrics and logs. Each has its own connections,
+	// so that a crowd from elsewhere does not keep local clients out.
+	listenerRESP     = "resp"
+	listenerRESPUnix = "resp-unix"
 	// respSpill is how much of pipelined answers is gathered before they are sent.
 	respSpill = 16 << 10
 	// respKept is how much memory an idle connection keeps for answers.

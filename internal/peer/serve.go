@@ -42,9 +42,6 @@ func mayAny(verbs ...trust.Verb) func(trust.Identity) error {
 func listen(o *Options, e *edge.Edge, stop *cleanup) (*listeners, error) {
 	ls := &listeners{addresses: Addrs{PID: os.Getpid()}}
 	stop.addClose("close listeners", ls.close)
-	clients := func(name string, verbs ...trust.Verb) edge.ListenOptions {
-		return edge.ListenOptions{Name: name, MaxConns: o.Clients.Conns, MaxPerIdentity: o.Clients.ConnsPerIdentity, Admit: mayAny(verbs...)}
-	}
 	gossipAddr := ""
 	if o.tls() {
 		gossipAddr = o.GossipAddr
@@ -62,9 +59,9 @@ func listen(o *Options, e *edge.Edge, stop *cleanup) (*listeners, error) {
 		{"--peer-addr", o.PeerAddr, &ls.peer, &ls.addresses.Peer,
 			edge.ListenOptions{Name: "peer", Admit: mayAny(trust.VerbFetch)}},
 		{"--http-addr", o.HTTPAddr, &ls.http, &ls.addresses.HTTP,
-			clients(listenerHTTP, trust.VerbStatus, trust.VerbRead)},
+			o.Clients.listenOptions(listenerHTTP)},
 		{"--resp-addr", o.RESPAddr, &ls.resp, &ls.addresses.RESP,
-			clients(listenerRESP, trust.VerbRead, trust.VerbWrite)},
+			o.Clients.listenOptions(listenerRESP)},
 	} {
 		if l.addr == "" {
 			continue
@@ -84,7 +81,7 @@ func listen(o *Options, e *edge.Edge, stop *cleanup) (*listeners, error) {
 		if err != nil {
 			return nil, listenError("--resp-unix", o.RESPUnix, err)
 		}
-		ls.respUnix, ls.addresses.RESPUnix = e.Listen(ln, clients(listenerRESP, trust.VerbRead, trust.VerbWrite)), o.RESPUnix
+		ls.respUnix, ls.addresses.RESPUnix = e.Listen(ln, o.Clients.listenOptions(listenerRESPUnix)), o.RESPUnix
 	}
 	return ls, nil
 }
