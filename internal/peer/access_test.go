@@ -130,24 +130,21 @@ func TestEveryEndpointIsTried(t *testing.T) {
 // secured is a manager that speaks TLS, and those who talk to it.
 type secured struct {
 	*testNode
-	authority *trusttest.Authority
-	log       *logLines
-	roles     map[trust.Role]*trust.Credentials
+	log   *logLines
+	roles map[trust.Role]*trust.Credentials
 }
 
 func startSecured(t *testing.T, change func(*Options)) *secured {
 	t.Helper()
-	s := &secured{authority: trusttest.New(t), log: &logLines{}, roles: map[trust.Role]*trust.Credentials{}}
-	s.testNode = newNode(t, "m1", gossip.Manager)
-	s.o.TLS, s.o.Colo = s.authority.Node(t, trust.RoleManager, "m1"), ""
+	ca := trusttest.New(t)
+	s := &secured{testNode: newNode(t, "m1", gossip.Manager).secure(ca), log: &logLines{}, roles: map[trust.Role]*trust.Credentials{}}
 	s.o.Logger = slog.New(slog.NewJSONHandler(s.log, nil))
 	if change != nil {
 		change(&s.o)
 	}
 	for _, r := range trust.Roles() {
-		s.roles[r] = s.authority.Open(t, r, "a-"+string(r))
+		s.roles[r] = ca.Open(t, r, "a-"+string(r))
 	}
-	s.client = s.httpAs(t, s.roles[trust.RoleManager])
 	s.start()
 	return s
 }
@@ -400,8 +397,8 @@ func TestStrangers(t *testing.T) {
 	}{
 		{"no certificate", &tls.Config{InsecureSkipVerify: true}, trust.NoCertificate},
 		{"another authority", raw(other.Node(t, trust.RoleManager, "m2")), trust.UnknownAuthority},
-		{"expired", raw(s.authority.Issue(t, t.TempDir(), trusttest.Identity(trust.RoleManager, "m2"), time.Now().Add(-time.Minute))), trust.Expired},
-		{"another domain", raw(s.authority.Issue(t, t.TempDir(), outsider, time.Now().Add(time.Hour))), trust.WrongDomain},
+		{"expired", raw(s.ca.Issue(t, t.TempDir(), trusttest.Identity(trust.RoleManager, "m2"), time.Now().Add(-time.Minute))), trust.Expired},
+		{"another domain", raw(s.ca.Issue(t, t.TempDir(), outsider, time.Now().Add(time.Hour))), trust.WrongDomain},
 		{"plain", nil, trust.NotTLS},
 	} {
 		for listener, addr := range map[string]string{listenerHTTP: s.p.Addrs().HTTP, listenerRESP: s.p.Addrs().RESP} {
