@@ -20,10 +20,10 @@ var errKilled = errors.New("killed on purpose")
 
 // swarmNode is a process that takes part in a run.
 type swarmNode struct {
-	name, colo string
-	number     int
-	host       *lab.Host
-	fleet      *fleet.Fleet
+	role, name, colo string
+	number           int
+	host             *lab.Host
+	fleet            *fleet.Fleet
 
 	mu       sync.Mutex // guards what follows
 	node     *fleet.Node
@@ -63,11 +63,11 @@ type payload struct {
 }
 
 // start runs the node's process and waits until it listens.
-func (n *swarmNode) start(ctx context.Context, role string, flags ...string) error {
+func (n *swarmNode) start(ctx context.Context, flags ...string) error {
 	n.mu.Lock()
 	n.began = time.Now()
 	n.mu.Unlock()
-	node, err := n.fleet.StartAt(ctx, n.host, role, n.name, append([]string{"--colo", n.colo}, flags...)...)
+	node, err := n.fleet.StartAt(ctx, n.host, n.role, n.name, append([]string{"--colo", n.colo}, flags...)...)
 	n.mu.Lock()
 	n.node = node
 	n.mu.Unlock()

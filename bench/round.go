@@ -7,10 +7,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
@@ -33,17 +35,34 @@ type round struct {
 	uplink   []Sample     // frames that left the managers
 }
 
-func newRound(o *SwarmOptions, dir string) (*round, error) {
+// newRound prepares a run in dir; with an authority, over TLS.
+func newRound(o *SwarmOptions, dir string, authority *ca.Authority) (_ *round, err error) {
 	s, err := newSite(o)
 	if err != nil {
 		return nil, err
 	}
 	r := &round{site: s, fleet: fleet.New(o.Binary, dir)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}()
 	for m, host := range s.sources {
-		r.managers = append(r.managers, &swarmNode{name: fmt.Sprintf("m%d", m+1), colo: "core", number: m, host: host, fleet: r.fleet})
+		r.managers = append(r.managers, &swarmNode{role: "manager", name: fmt.Sprintf("m%d", m+1), colo: "core", number: m, host: host, fleet: r.fleet})
 	}
 	for w, host := range s.sinks {
-		r.workers = append(r.workers, &swarmNode{name: fmt.Sprintf("w%d", w+1), colo: coloName(o.coloOf(w)), number: w, host: host, fleet: r.fleet})
+		r.workers = append(r.workers, &swarmNode{role: "worker", name: fmt.Sprintf("w%d", w+1), colo: coloName(o.coloOf(w)), number: w, host: host, fleet: r.fleet})
+	}
+	if authority != nil {
+		if err := r.fleet.UseTLS(authority); err != nil {
+			return nil, err
+		}
+		// Before the clock starts, and managers first: nodes know their keys from the start.
+		for _, n := range slices.Concat(r.managers, r.workers) {
+			if err := r.fleet.Enrol(n.role, n.name, n.colo); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return r, nil
 }
@@ -58,7 +77,7 @@ func (r *round) close() error {
 // offer the snapshot, or, before there is one, serve.
 func (r *round) startManagers(ctx context.Context, infohash string) error {
 	for _, m := range r.managers {
-		if err := m.start(ctx, "manager", "--snapshot-every", "0"); err != nil {
+		if err := m.start(ctx, "--snapshot-every", "0"); err != nil {
 			return err
 		}
 	}
@@ -86,13 +105,13 @@ func (r *round) offered(ctx context.Context, infohash string) error {
 
 // prepare makes the managers' data: one is loaded and mints, the others follow.
 // No link is limited.
-func prepare(ctx context.Context, o *SwarmOptions, dir string) (_ *minted, err error) {
+func prepare(ctx context.Context, o *SwarmOptions, dir string, authority *ca.Authority) (_ *minted, err error) {
 	free := *o
 	free.Workers, free.Colos, free.JoinLate, free.ManagerRate, free.Between = 0, 0, 0, 0, 0
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	r, err := newRound(&free, dir)
+	r, err := newRound(&free, dir, authority)
 	if err != nil {
 		return nil, err
 	}
@@ -121,15 +140,15 @@ func prepare(ctx context.Context, o *SwarmOptions, dir string) (_ *minted, err e
 }
 
 // measure does one run in dir, which holds the managers' data.
-func measure(ctx context.Context, o *SwarmOptions, dir string, snap *minted) (_ *SwarmRun, err error) {
-	r, err := newRound(o, filepath.Join(dir, "managers"))
+func measure(ctx context.Context, o *SwarmOptions, dir string, authority *ca.Authority, snap *minted) (_ *SwarmRun, err error) {
+	r, err := newRound(o, dir, authority)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		err = errors.Join(err, r.close())
 		for _, w := range r.workers {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, "managers", w.name)))
+			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, w.name)))
 		}
 	}()
 	if err := r.startManagers(ctx, snap.InfoHash); err != nil {
@@ -173,7 +192,7 @@ func (r *round) distribute(ctx context.Context, snap *minted, began time.Time) e
 	}
 	run := func(w *swarmNode) {
 		g.Go(func() error {
-			err := w.start(ctx, "worker")
+			err := w.start(ctx)
 			if err == nil {
 				err = w.watch(ctx, notify)
 			}

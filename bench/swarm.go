@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/bench/lab"
+	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/durable"
 )
 
@@ -22,6 +23,7 @@ type SwarmOptions struct {
 	// Rates of links, in each direction. 0 is unlimited.
 	Rate, ManagerRate, Between lab.Rate
 	Size                       int64 // about how long the snapshot is, in bytes
+	TLS                        bool  // mutual TLS between all nodes, and signed snapshots
 
 	KillFraction float64 // of the workers, killed when all hold half on average
 	KillManager  bool    // once every piece is with some worker
@@ -177,7 +179,14 @@ func Swarm(ctx context.Context, o SwarmOptions) (_ *SwarmReport, err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
-	snap, err := prepare(ctx, &o, filepath.Join(dir, "managers"))
+	var authority *ca.Authority
+	if o.TLS {
+		if authority, err = ca.Init(filepath.Join(dir, "ca"), ca.Options{TrustDomain: "bench.internal"}); err != nil {
+			return nil, err
+		}
+	}
+	data := filepath.Join(dir, "managers")
+	snap, err := prepare(ctx, &o, data, authority)
 	if err != nil {
 		return nil, fmt.Errorf("prepare the managers: %w", err)
 	}
@@ -192,7 +201,7 @@ func Swarm(ctx context.Context, o SwarmOptions) (_ *SwarmReport, err error) {
 			without := o
 			without.Workers, without.Slow = o.Workers-o.Slow, 0
 			without.Colos = min(o.Colos, without.Workers)
-			run, err := measure(ctx, &without, dir, snap)
+			run, err := measure(ctx, &without, data, authority, snap)
 			if err != nil {
 				return nil, err
 			}
@@ -200,7 +209,7 @@ func Swarm(ctx context.Context, o SwarmOptions) (_ *SwarmReport, err error) {
 			report.Without = append(report.Without, run)
 		}
 		o.Progress.Step(fmt.Sprintf("run %d of %d", i+1, o.Runs))
-		run, err := measure(ctx, &o, dir, snap)
+		run, err := measure(ctx, &o, data, authority, snap)
 		if err != nil {
 			return nil, err
 		}

@@ -19,6 +19,7 @@ type SwarmReport struct {
 	Between       int64  `json:"intercolo_rate"` //
 	Burst         int    `json:"burst"`          // bytes that an idle link of Rate lets pass at once; 0 without a rate
 	Size          int64  `json:"size"`           // of the snapshot, in bytes
+	TLS           bool   `json:"tls"`            // mutual, between all nodes
 	Dir           string `json:"dir"`            // where the nodes keep their data
 	Killed        int    `json:"killed"`
 	ManagerKilled bool   `json:"manager_killed"`
@@ -122,7 +123,7 @@ func newSwarmReport(o *SwarmOptions, size int64) *SwarmReport {
 	least := o.least(size)
 	r := &SwarmReport{
 		Workers: o.Workers, Managers: o.Managers, Colos: o.Colos,
-		Rate: int64(o.Rate), ManagerRate: int64(o.ManagerRate), Between: int64(o.Between), Size: size, Dir: o.Dir,
+		Rate: int64(o.Rate), ManagerRate: int64(o.ManagerRate), Between: int64(o.Between), Size: size, TLS: o.TLS, Dir: o.Dir,
 		Killed: o.killed(), ManagerKilled: o.KillManager, Late: o.JoinLate, Slow: o.Slow,
 		Least: least.Time.Seconds(), Formula: least.Formula,
 	}

@@ -59,6 +59,9 @@ starts with the sinks' processes (uftp: with the sender's), and stops when a
 program says that all is there; then the copies are compared with the source's. The
 table says how each was run. A program that is not installed is skipped.
 
+Nodes speak mutual TLS as they do in earnest; --tls=false goes without. What TLS costs
+is the difference of the two.
+
 Workers are watched over the loopback of their own namespace, which costs their
 links nothing. Nothing is put into the machine's own network, and nothing is left
 when the bench ends; but if it is killed, its directory, which the next one, or
@@ -131,6 +134,7 @@ It needs root: CAP_NET_ADMIN and CAP_SYS_ADMIN.`,
 	f.BoolVar(&o.KillManager, "kill-manager", false, "kill all managers once every piece is with some worker (default false)")
 	f.IntVar(&o.JoinLate, "join-late", 0, "so many workers more start when the others hold half on average (default 0)")
 	f.IntVar(&o.Slow, "slow", 0, "so many of the workers have a tenth of --rate; each run is also made without them (default 0)")
+	f.BoolVar(&o.TLS, "tls", true, "mutual TLS between all nodes, certificates and signing keys by an authority of the bench's own; --tls=false compares")
 	f.BoolVar(&unshaped, "unshaped", false, "links without a rate: what the processes can do (default false)")
 	f.IntVar(&o.Runs, "runs", 5, "how often")
 	f.DurationVar(&o.Limit, "limit", 10*time.Minute, "give a run up after so long")

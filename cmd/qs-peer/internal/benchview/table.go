@@ -50,7 +50,11 @@ func conditions(r *bench.SwarmReport) []string {
 			links += fmt.Sprintf(" (bucket %s)", term.Bytes(int64(r.Burst)))
 		}
 	}
-	lines = append(lines, "  "+links, fmt.Sprintf("  peers    TCP without TLS, %s, %d frames of 1,514 bytes at a time", lab.Congestion, lab.FramesAtOnce))
+	channel := "TCP without TLS"
+	if r.TLS {
+		channel = "mutual TLS 1.3, signed snapshots"
+	}
+	lines = append(lines, "  "+links, fmt.Sprintf("  peers    %s, %s, %d frames of 1,514 bytes at a time", channel, lab.Congestion, lab.FramesAtOnce))
 	disk := "data     in " + r.Dir
 	if r.Dir == bench.MemoryDir {
 		disk += ", which is memory: these machines would all share one disk"
