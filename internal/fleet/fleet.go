@@ -133,28 +133,9 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 		n.args = extra
 	}
 
-	args := []string{role, "--data", n.Data, "--name", name}
-	ip := at.Addr()
-	for _, l := range []struct {
-		flag, before string
-		ip           netip.Addr
-	}{
-		{"--gossip-addr", n.Addrs.Gossip, ip}, {"--swarm-addr", n.Addrs.Swarm, ip}, {"--peer-addr", n.Addrs.Peer, ip},
-		// Only we talk to these, and not over what joins the places.
-		{"--http-addr", n.Addrs.HTTP, localhost}, {"--resp-addr", n.Addrs.RESP, localhost},
-	} {
-		args = append(args, l.flag, cmp.Or(l.before, netip.AddrPortFrom(l.ip, 0).String()))
-	}
-	secure, err := f.tlsArgs(role, name, n.args)
+	args, err := f.args(n)
 	if err != nil {
 		return nil, err
-	}
-	args = append(args, secure...)
-	if f.tls == nil && !ip.IsLoopback() {
-		args = append(args, "--insecure")
-	}
-	if join := f.contacts(name); join != "" {
-		args = append(args, "--join", join)
 	}
 	// A process that was killed leaves its addresses behind.
 	addrs := filepath.Join(n.Data, "addrs.json")
@@ -166,7 +147,7 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 		return nil, err
 	}
 	defer out.Close()
-	n.cmd = exec.Command(f.bin, append(args, n.args...)...)
+	n.cmd = exec.Command(f.bin, args...)
 	n.cmd.Stdout, n.cmd.Stderr = out, out
 	// Its own process group, so that a Ctrl-C at the terminal reaches only us,
 	// and no life beyond ours.
@@ -199,6 +180,42 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 	f.up[name] = contact{n.Addrs.Gossip, n.exited}
 	f.mu.Unlock()
 	return n, nil
+}
+
+// args returns with what a node is started now: at the addresses that it had, or else
+// on free ports, and joining those that run.
+func (f *Fleet) args(n *Node) ([]string, error) {
+	args := []string{n.Role, "--data", n.Data, "--name", n.Name}
+	ip := n.place.Addr()
+	for _, l := range []struct {
+		flag, before string
+		ip           netip.Addr
+	}{
+		{"--gossip-addr", n.Addrs.Gossip, ip}, {"--swarm-addr", n.Addrs.Swarm, ip}, {"--peer-addr", n.Addrs.Peer, ip},
+		// Only we talk to these, and not over what joins the places.
+		{"--http-addr", n.Addrs.HTTP, localhost}, {"--resp-addr", n.Addrs.RESP, localhost},
+	} {
+		args = append(args, l.flag, cmp.Or(l.before, netip.AddrPortFrom(l.ip, 0).String()))
+	}
+	secure, err := f.tlsArgs(n.Role, n.Name, n.args)
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, secure...)
+	if f.tls == nil && !ip.IsLoopback() {
+		args = append(args, "--insecure")
+	}
+	if join := f.contacts(n.Name); join != "" {
+		args = append(args, "--join", join)
+	}
+	return append(args, n.args...), nil
+}
+
+// Command returns the command line with which a node that was started would be
+// started again now, the binary first.
+func (f *Fleet) Command(n *Node) ([]string, error) {
+	args, err := f.args(n)
+	return append([]string{f.bin}, args...), err
 }
 
 // Kill ends a node as a power failure would (SIGKILL) and waits for its end.
