@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
 	"github.com/qs-peer/qs-peer/internal/ca"
 )
 
@@ -44,7 +45,7 @@ never overwrites an authority.`,
 			}
 			_, err = fmt.Fprintf(out, "authority of %s in %s, until %s\n  certificate  %s\n  sha256       %x\n"+
 				"next, for each node and client: qs-peer ca issue --dir %s --role manager --name m1\n",
-				a.TrustDomain(), a.Dir(), cert.NotAfter.UTC().Format(time.DateTime), a.File(), sum, shellWord(dir))
+				a.TrustDomain(), a.Dir(), cert.NotAfter.UTC().Format(time.DateTime), a.File(), sum, term.ShellWord(dir))
 			return err
 		},
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
 	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/peer"
 	"github.com/qs-peer/qs-peer/internal/trust"
@@ -120,7 +121,7 @@ func printIssued(w io.Writer, done *ca.Issued) error {
 		{"--trusted-keys", done.TrustedKeys}, {"--signing-key", done.SigningKey},
 	} {
 		if l.path != "" {
-			ew.printf("  %-14s %s\n", l.flag, shellWord(l.path))
+			ew.printf("  %-14s %s\n", l.flag, term.ShellWord(l.path))
 		}
 	}
 	if done.Identity.Role.IsNode() && done.TrustedKeys == "" {
@@ -135,14 +136,4 @@ func caError(err error) error {
 		return &usageError{err}
 	}
 	return err
-}
-
-// shellWord quotes s for a shell if need be.
-func shellWord(s string) string {
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-:,+@%", r))
-	}) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

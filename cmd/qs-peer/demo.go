@@ -18,7 +18,8 @@ func newDemo() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo [flags]",
 		Short: "Show it all: a fleet on this machine is built, hurt, and compared",
-		Long: `Demo runs a manager and workers as processes on loopback, on free ports. Data is
+		Long: `Demo runs a manager and workers as processes on loopback, on free ports, over mutual
+TLS with certificates of an authority that it makes (see qs-peer ca). Data is
 imported and a snapshot published; workers that own nothing are rebuilt from it
 while writes arrive; one worker is killed and rebuilt; the manager is restarted;
 and in the end all nodes' data is compared. The exit status says whether all
@@ -62,7 +63,8 @@ matched.`,
 	f.IntVar(&o.Workers, "workers", 8, "how many workers")
 	f.IntVar(&o.Keys, "keys", 100_000, "how many pairs, about 150 bytes each")
 	f.StringVar(&o.Dir, "dir", "", "empty or new `directory` for the nodes' data (default: a temporary one)")
-	f.BoolVar(&o.Keep, "keep", false, "leave the data and the nodes' logs (default false: removed)")
+	f.BoolVar(&o.TLS, "tls", true, "mutual TLS and signed snapshots, by an authority made in the directory; --tls=false goes without")
+	f.BoolVar(&o.Keep, "keep", false, "leave the data, the certificates and the nodes' logs, and say how to go on with them (default false: removed)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object with all figures; progress goes to standard error (default false)")
 	return cmd
 }

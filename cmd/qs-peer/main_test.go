@@ -14,7 +14,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/qs-peer/qs-peer/bench/lab"
+	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/fleet"
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 var noExitWait = [2]string{"GORACE", "atexit_sleep_ms=0"}
@@ -31,6 +33,9 @@ func TestMain(m *testing.M) {
 //
 //	start ROLE NAME [flags]   runs a node in $WORK/NAME that joins those that run, and sets
 //	                          $NAME to its HTTP address, $NAME_gossip and $NAME_peer to others
+//	secure                    makes an authority: nodes that are started from now on speak mutual TLS, and
+//	                          QS_TLS_CA, QS_TLS_CERT and QS_TLS_KEY are those of a client that may read and write
+//	as ROLE NAME              issues a certificate for somebody and has QS_TLS_CA, … be those from now on
 //	leave NAME                SIGTERM; the exit status must be 0
 //	crash NAME                SIGKILL
 //	converge NAME...          waits until all of these serve one position
@@ -58,7 +63,7 @@ func TestScripts(t *testing.T) {
 			return lab.Permitted() == nil, nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start": scriptStart, "leave": scriptLeave, "crash": scriptCrash, "converge": scriptConverge, "json": scriptJSON,
+			"start": scriptStart, "secure": scriptSecure, "as": scriptAs, "leave": scriptLeave, "crash": scriptCrash, "converge": scriptConverge, "json": scriptJSON,
 		},
 	})
 }
@@ -82,6 +87,33 @@ func scriptStart(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(n.Name, n.Addrs.HTTP)
 	ts.Setenv(n.Name+"_gossip", n.Addrs.Gossip)
 	ts.Setenv(n.Name+"_peer", n.Addrs.Peer)
+}
+
+func scriptSecure(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: secure")
+	}
+	a, err := ca.Init(ts.MkAbs("ca"), ca.Options{TrustDomain: "script.test"})
+	ts.Check(err)
+	ts.Check(fleetOf(ts).UseTLS(a))
+	setIdentity(ts, fleetOf(ts).Client())
+}
+
+func scriptAs(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: as ROLE NAME")
+	}
+	a, err := ca.Open(ts.MkAbs("ca"))
+	ts.Check(err)
+	issued, err := a.Issue(ca.Request{Role: trust.Role(args[0]), Colo: "default", Name: args[1]})
+	ts.Check(err)
+	setIdentity(ts, issued.Files)
+}
+
+func setIdentity(ts *testscript.TestScript, f trust.Files) {
+	ts.Setenv("QS_TLS_CA", f.CA)
+	ts.Setenv("QS_TLS_CERT", f.Cert)
+	ts.Setenv("QS_TLS_KEY", f.Key)
 }
 
 func scriptLeave(ts *testscript.TestScript, neg bool, args []string) {

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
@@ -20,10 +23,20 @@ type story struct {
 	dir string
 }
 
-func newStory(t *testing.T, bin string) *story {
+// newStory begins a fleet over mutual TLS, or over plain TCP.
+func newStory(t *testing.T, bin string, tls bool) *story {
 	dir := t.TempDir()
 	s := &story{Fleet: fleet.New(bin, dir), t: t, bin: bin, dir: dir}
 	t.Cleanup(s.Close)
+	if tls {
+		a, err := ca.Init(filepath.Join(dir, "ca"), ca.Options{TrustDomain: "e2e.internal"})
+		if err == nil {
+			err = s.UseTLS(a)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	return s
 }
 
@@ -78,6 +91,11 @@ func (s *story) try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, s.bin, args...)
+	who := s.Client()
+	if args[0] == "snapshot" {
+		who = s.Operator()
+	}
+	cmd.Env = append(os.Environ(), "QS_TLS_CA="+who.CA, "QS_TLS_CERT="+who.Cert, "QS_TLS_KEY="+who.Key)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

@@ -133,7 +133,7 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 		n.args = extra
 	}
 
-	args, err := f.args(n)
+	args, err := f.args(n, f.contacts(name))
 	if err != nil {
 		return nil, err
 	}
@@ -182,9 +182,9 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 	return n, nil
 }
 
-// args returns with what a node is started now: at the addresses that it had, or else
-// on free ports, and joining those that run.
-func (f *Fleet) args(n *Node) ([]string, error) {
+// args returns with what a node is started: at the addresses that it had, or else on
+// free ports. join are addresses of others.
+func (f *Fleet) args(n *Node, join string) ([]string, error) {
 	args := []string{n.Role, "--data", n.Data, "--name", n.Name}
 	ip := n.place.Addr()
 	for _, l := range []struct {
@@ -205,16 +205,16 @@ func (f *Fleet) args(n *Node) ([]string, error) {
 	if f.tls == nil && !ip.IsLoopback() {
 		args = append(args, "--insecure")
 	}
-	if join := f.contacts(n.Name); join != "" {
+	if join != "" {
 		args = append(args, "--join", join)
 	}
 	return append(args, n.args...), nil
 }
 
-// Command returns the command line with which a node that was started would be
-// started again now, the binary first.
-func (f *Fleet) Command(n *Node) ([]string, error) {
-	args, err := f.args(n)
+// Command returns the command line that starts a node again, which was started
+// before, beside those at the gossip addresses join; the binary first.
+func (f *Fleet) Command(n *Node, join ...string) ([]string, error) {
+	args, err := f.args(n, strings.Join(join, ","))
 	return append([]string{f.bin}, args...), err
 }
 

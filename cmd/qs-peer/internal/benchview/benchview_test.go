@@ -18,7 +18,7 @@ func report(runs int) *bench.SwarmReport {
 		Into: []float64{1.01, 1.02}, IntoWire: []float64{1.11, 1.12}, CPU: 2.5, Busy: 0.75, Others: 0.1, Anon: 1 << 20, RSS: 2 << 20,
 		ManagerAnon: 3 << 20, ManagerRSS: 4 << 20, Wasted: 5}
 	r := &bench.SwarmReport{Workers: 8, Managers: 2, Colos: 2, Rate: 12.5e6, ManagerRate: 25e6, Between: 2.5e6, Burst: 69216,
-		Size: 256 << 20, Dir: bench.MemoryDir, Least: 2, Formula: "F/l", Median: f, Worst: f}
+		Size: 256 << 20, TLS: true, Dir: bench.MemoryDir, Least: 2, Formula: "F/l", Median: f, Worst: f}
 	for range runs {
 		r.Runs = append(r.Runs, &bench.SwarmRun{SwarmFigures: f})
 	}
@@ -37,7 +37,7 @@ func printed(t *testing.T, r *bench.SwarmReport) string {
 func TestPrintSwarm(t *testing.T) {
 	const want = `8 empty workers in 2 colos, 2 managers, a snapshot of 256.0 MiB
   links    workers 100mbit, managers 200mbit, between colos 20mbit, each way, by tbf (bucket 67.6 KiB)
-  peers    TCP without TLS, cubic, 16 frames of 1,514 bytes at a time
+  peers    mutual TLS 1.3, signed snapshots, cubic, 16 frames of 1,514 bytes at a time
   data     in /dev/shm, which is memory: these machines would all share one disk
   T*       2.00s = F/l; the headers of frames alone make it 2.09s
 

@@ -20,6 +20,9 @@ import (
 // stepLimit is how long any one step may take.
 const stepLimit = 5 * time.Minute
 
+// silence is how long a node may say nothing.
+const silence = 30 * time.Second
+
 const managerName = "manager"
 
 // Options configure a demo.
@@ -29,6 +32,7 @@ type Options struct {
 	Keys    int
 	Dir     string    // where the nodes live; empty: a temporary directory
 	Keep    bool      // leave what is there
+	TLS     bool      // mutual TLS, by an authority of the demo's own
 	Output  io.Writer // gets the progress
 }
 
@@ -49,7 +53,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &show{Options: o, fleet: fleet.New(o.Binary, o.Dir), report: &Report{Dir: o.Dir, Keys: o.Keys, Workers: o.Workers}}
+	s := &show{Options: o, fleet: fleet.New(o.Binary, o.Dir), report: &Report{Dir: o.Dir, TLS: o.TLS, Keys: o.Keys, Workers: o.Workers}}
 	for i := range o.Workers {
 		s.workers = append(s.workers, fmt.Sprintf("worker-%d", i+1))
 	}
@@ -64,6 +68,11 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		}
 	}()
 	begun := time.Now()
+	if o.TLS {
+		if err := s.secure(); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.play(ctx); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err() // whatever it was that this interrupted
@@ -71,12 +80,19 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 		return nil, err
 	}
 	s.report.Seconds = time.Since(begun).Seconds()
-	return s.report, nil
+	if o.Keep {
+		s.report.Commands, err = s.commands()
+	}
+	return s.report, err
 }
 
 // play is the plot.
 func (s *show) play(ctx context.Context) error {
-	fmt.Fprintf(s.Output, "A manager and %s on this machine, in %s\n\n", term.Plural(s.Workers, "worker"), s.Dir)
+	how := "over plain TCP"
+	if s.TLS {
+		how = "over mutual TLS, snapshots and log signed"
+	}
+	fmt.Fprintf(s.Output, "A manager and %s on this machine, %s, in %s\n\n", term.Plural(s.Workers, "worker"), how, s.Dir)
 	for _, act := range []func(context.Context) error{
 		s.startManager, s.importData, s.publish, s.buildWorkers, s.loseWorker, s.restartManager, s.settle, s.compare,
 	} {
@@ -98,6 +114,7 @@ func (s *show) startManager(ctx context.Context) error {
 		return err
 	}
 	st.end("The manager listens at %s", s.manager.Addrs.HTTP)
+	fmt.Fprintf(s.Output, "   to look on: %s\n", s.lookOn())
 	return nil
 }
 
@@ -130,7 +147,7 @@ func (s *show) importData(ctx context.Context) error {
 }
 
 func (s *show) publish(ctx context.Context) error {
-	c, err := s.client(s.manager)
+	c, err := client.New(client.Options{Addr: s.manager.Addrs.HTTP, TLS: s.fleet.Operator(), Silence: silence})
 	if err != nil {
 		return err
 	}

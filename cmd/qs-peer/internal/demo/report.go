@@ -20,6 +20,7 @@ type Report struct {
 	Matched  bool     `json:"matched"` // every node holds the same data
 	Seconds  float64  `json:"seconds"`
 	Dir      string   `json:"dir"`
+	TLS      bool     `json:"tls"` // mutual, on every channel
 	Keys     int      `json:"keys"`
 	Workers  int      `json:"workers"`
 	Import   Import   `json:"import"`
@@ -30,6 +31,8 @@ type Report struct {
 	Writes   Writes   `json:"writes"`  // that arrived meanwhile
 	Settle   Settle   `json:"settle"`  // of all nodes at the last write
 	Members  []Member `json:"members"` // in the end
+	// Commands run what was kept again, and look at it.
+	Commands []string `json:"commands,omitempty"`
 }
 
 // Import is the loading of the data.
@@ -211,6 +214,16 @@ func (r *Report) Print(w io.Writer) error {
 	first := r.Members[0]
 	fmt.Fprintf(&b, "\n%s: %s, %s of export. %.1fs in all.\n", verdict,
 		term.Plural(first.ExportPairs, "pair"), term.Bytes(first.ExportBytes), r.Seconds)
+	switch {
+	case len(r.Commands) > 0:
+		b.WriteString("\nTo go on from here:\n")
+		for _, c := range r.Commands {
+			b.WriteString("  " + c + "\n")
+		}
+	case r.TLS:
+		b.WriteString("\nEvery connection was mutual TLS 1.3, by an authority made for the demo. To keep its certificates, the data, and\n" +
+			"the commands to go on with them: qs-peer demo --keep. For certificates of your own: qs-peer ca --help\n")
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
