@@ -118,9 +118,9 @@ func (s *show) startManager(ctx context.Context) error {
 	return nil
 }
 
-// client returns a client of a node.
+// client returns a client of a node, that may read and write.
 func (s *show) client(n *fleet.Node) (*client.Client, error) {
-	return client.New(client.Options{Addr: n.Addrs.HTTP, Silence: 30 * time.Second})
+	return client.New(client.Options{Addr: n.Addrs.HTTP, TLS: s.fleet.Client(), Silence: silence})
 }
 
 func (s *show) importData(ctx context.Context) error {
