@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"slices"
 	"time"
@@ -88,7 +89,7 @@ func (r *round) oneCopyOut(ctx context.Context, ih chunker.InfoHash) bool {
 		if dead || p.Pieces == 0 {
 			continue
 		}
-		have, err := w.have(ctx, ih, p.Pieces)
+		have, err := w.have(ctx, r.asks, ih, p.Pieces)
 		if err != nil {
 			continue // others may hold the same
 		}
@@ -103,9 +104,13 @@ func (r *round) oneCopyOut(ctx context.Context, ih chunker.InfoHash) bool {
 }
 
 // have asks a worker which pieces it holds, over its own loopback.
-func (n *swarmNode) have(ctx context.Context, ih chunker.InfoHash, pieces int) ([]bool, error) {
-	client := p2p.NewClient(p2p.ClientOptions{Name: "bench", Dial: func(ctx context.Context, addr string, _ func(trust.Identity) error) (net.Conn, error) {
-		return n.host.Dial(ctx, "tcp", addr)
+func (n *swarmNode) have(ctx context.Context, creds *trust.Credentials, ih chunker.InfoHash, pieces int) ([]bool, error) {
+	client := p2p.NewClient(p2p.ClientOptions{Name: "bench", Dial: func(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error) {
+		conn, err := n.host.Dial(ctx, "tcp", addr)
+		if err != nil || creds == nil {
+			return conn, err
+		}
+		return tls.Client(conn, creds.ClientConfig(check)), nil
 	}})
 	defer client.Close()
 	return client.Have(ctx, p2p.Target{Addr: n.node.Addrs.Peer}, ih, pieces)

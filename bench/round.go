@@ -14,6 +14,7 @@ import (
 
 	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/fleet"
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // readyLimit is how long managers may take to offer their snapshot.
@@ -31,8 +32,9 @@ type round struct {
 	*site
 	fleet    *fleet.Fleet
 	managers []*swarmNode
-	workers  []*swarmNode // those that join late at the end
-	uplink   []Sample     // frames that left the managers
+	workers  []*swarmNode       // those that join late at the end
+	uplink   []Sample           // frames that left the managers
+	asks     *trust.Credentials // of the bench, when it asks workers what they hold; nil: no TLS
 }
 
 // newRound prepares a run in dir; with an authority, over TLS.
@@ -62,6 +64,9 @@ func newRound(o *SwarmOptions, dir string, authority *ca.Authority) (_ *round, e
 			if err := r.fleet.Enrol(n.role, n.name, n.colo); err != nil {
 				return nil, err
 			}
+		}
+		if r.asks, err = r.fleet.Credentials(trust.RoleWorker, "bench"); err != nil {
+			return nil, err
 		}
 	}
 	return r, nil

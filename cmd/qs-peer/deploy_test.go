@@ -21,9 +21,12 @@ func TestDeployExamples(t *testing.T) {
 		want := map[string]string{
 			"data": "/var/lib/qs-peer/" + role, "insecure": "false", "peer-addr": "0.0.0.0:7947",
 			"tls-ca": "/etc/qs-peer/" + role + "/ca.pem", "tls-cert": "/etc/qs-peer/" + role + "/cert.pem", "tls-key": "/etc/qs-peer/" + role + "/key.pem",
+			"trusted-keys": "/etc/qs-peer/" + role + "/trusted-keys",
 		}
 		if role == "worker" {
 			want["resp-unix"] = "/run/qs-peer/worker/resp.sock"
+		} else {
+			want["signing-key"] = "/etc/qs-peer/manager/signing.key"
 		}
 		for name, want := range want {
 			if got := cmd.Flags().Lookup(name).Value.String(); got != want {

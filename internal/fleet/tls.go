@@ -26,26 +26,41 @@ type security struct {
 // certificates by a, below whose directory they are put. It is called before the
 // first start.
 func (f *Fleet) UseTLS(a *ca.Authority) error {
-	s := &security{authority: a}
+	f.tls = &security{authority: a}
 	for _, c := range []struct {
 		role  trust.Role
 		files *trust.Files
 		creds **trust.Credentials
 	}{
-		{trust.RoleClientWrite, &s.client, &s.reads},
-		{trust.RoleOperator, &s.operator, &s.operates},
+		{trust.RoleClientWrite, &f.tls.client, &f.tls.reads},
+		{trust.RoleOperator, &f.tls.operator, &f.tls.operates},
 	} {
-		issued, err := a.Issue(ca.Request{Role: c.role, Colo: defaultColo, Name: "fleet", Out: filepath.Join(a.Dir(), string(c.role)), NewKey: true})
-		if err != nil {
-			return err
-		}
-		*c.files = issued.Files
-		if *c.creds, err = trust.Open(trust.Options{Files: issued.Files}); err != nil {
+		var err error
+		if *c.creds, *c.files, err = f.somebody(c.role, "fleet"); err != nil {
 			return err
 		}
 	}
-	f.tls = s
 	return nil
+}
+
+// Credentials returns those of somebody who is no node of the fleet and talks to
+// them all the same; nil without TLS.
+func (f *Fleet) Credentials(role trust.Role, name string) (*trust.Credentials, error) {
+	if f.tls == nil {
+		return nil, nil
+	}
+	creds, _, err := f.somebody(role, name)
+	return creds, err
+}
+
+func (f *Fleet) somebody(role trust.Role, name string) (*trust.Credentials, trust.Files, error) {
+	a := f.tls.authority
+	issued, err := a.Issue(ca.Request{Role: role, Colo: defaultColo, Name: name, Out: filepath.Join(a.Dir(), string(role)), NewKey: true})
+	if err != nil {
+		return nil, trust.Files{}, fmt.Errorf("certificate of %s: %w", name, err)
+	}
+	creds, err := trust.Open(trust.Options{Files: issued.Files})
+	return creds, issued.Files, err
 }
 
 // Client returns the certificate of a client that may read and write, and Operator
