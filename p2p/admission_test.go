@@ -42,7 +42,7 @@ func newSecureSource(t testing.TB) *secureSource {
 	}
 	t.Cleanup(func() { log.Close() })
 	creds := s.authority.Open(t, trust.RoleManager, "source")
-	s.server, s.addr = serveSource(t, tlsListener{listenTCP(t), creds.ServerConfig()}, ServerOptions{
+	s.server, s.addr = serveSource(t, listenTLS(listenTCP(t), newEdge(creds)), ServerOptions{
 		Log: log, Pieces: s.stockpile, Refused: s.heard.add,
 		Snapshot: func(ih chunker.InfoHash) (manifest, metainfo []byte, ok bool) {
 			return []byte("manifest"), s.torrent.Metainfo(), ih == s.torrent.InfoHash()

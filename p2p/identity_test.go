@@ -15,32 +15,26 @@ import (
 
 	"github.com/anacrolix/torrent"
 
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 )
 
-// tlsListener returns connections whose handshakes are done, one after the other.
-type tlsListener struct {
+// secureListener is a listener of an edge's.
+type secureListener struct {
 	net.Listener
-	config *tls.Config
+	edge *edge.Edge
 }
 
-func (l tlsListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		secure := tls.Server(c, l.config)
-		c.SetDeadline(time.Now().Add(5 * time.Second))
-		if secure.Handshake() == nil {
-			c.SetDeadline(time.Time{})
-			return secure, nil
-		}
-		c.Close()
-	}
+func (l secureListener) another(ln net.Listener) net.Listener { return listenTLS(ln, l.edge) }
+
+func listenTLS(ln net.Listener, e *edge.Edge) net.Listener {
+	return secureListener{e.Listen(ln, edge.ListenOptions{Name: "test"}), e}
 }
 
+func newEdge(creds *trust.Credentials) *edge.Edge { return edge.New(edge.Options{Credentials: creds}) }
+
+// dialTLS connects without a circuit breaker.
 func dialTLS(creds *trust.Credentials) DialFunc {
 	return func(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error) {
 		d := tls.Dialer{Config: creds.ClientConfig(check)}
@@ -72,10 +66,10 @@ func (r *refusals) count(reason trust.Reason, who string) int {
 // secured has a node speak TLS, as one of role.
 func secured(t testing.TB, a *trusttest.Authority, role trust.Role, heard *refusals) func(*SwarmOptions) {
 	return func(o *SwarmOptions) {
-		creds := a.Open(t, role, o.Name)
+		e := newEdge(a.Open(t, role, o.Name))
 		o.Colo = "default" // as in the certificate
-		o.Listener = tlsListener{o.Listener, creds.ServerConfig()}
-		o.Dial = dialTLS(creds)
+		o.Listener = listenTLS(o.Listener, e)
+		o.Dial = e.Dial
 		o.Refused = heard.add
 	}
 }

@@ -139,7 +139,7 @@ func (n *network) close() error {
 func (n *network) wrap(nc net.Conn, remote net.Addr, from caller) (net.Conn, error) {
 	keepShort(nc)
 	c := &conn{
-		Conn: nc, network: n, remote: remote, who: from.who,
+		Conn: nc, network: n, remote: remote, who: from.who, cork: corkOf(nc),
 		waker: newWaker(nc, 0), framing: newFraming(), hello: hello{want: from.id},
 	}
 	c.peer.Store(from.id)
@@ -192,6 +192,7 @@ type conn struct {
 	framing framing
 	hello   hello
 
+	cork    corker // nil: there is nothing to be gained
 	writing sync.Mutex
 	held    []byte // announcements that wait for something to go with; guarded by writing
 }
@@ -233,7 +234,11 @@ func (c *conn) send(p []byte) (int, error) {
 		}
 		c.held = c.held[:0]
 		c.Conn.SetWriteDeadline(time.Now().Add(stuckAfter))
-		m, err := writeBoth(c.Conn, held, p[:n])
+		m := 0
+		err := together(c.cork, func() (err error) {
+			m, err = writeBoth(c.Conn, held, p[:n])
+			return err
+		})
 		written += m
 		if err != nil {
 			return written, err
@@ -295,10 +300,17 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	return nil
 }
 
+// Close does not take leave as TLS does, which would wait for up to 5 s for a peer that
+// takes nothing, and the client waits with it. Messages tell where they end.
 func (c *conn) Close() error {
 	c.closing.Do(func() {
 		c.cancel()
-		c.err = c.Conn.Close()
+		if outer, ok := c.Conn.(interface{ NetConn() net.Conn }); ok {
+			outer.NetConn().Close()
+		}
+		if c.err = c.Conn.Close(); errors.Is(c.err, net.ErrClosed) {
+			c.err = nil
+		}
 		c.network.mu.Lock()
 		delete(c.network.conns, c)
 		c.network.mu.Unlock()

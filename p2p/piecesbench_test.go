@@ -5,6 +5,9 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
+	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 )
 
 // copied makes connections to which the kernel can not send by itself, as TLS's.
@@ -17,7 +20,7 @@ func (l copied) Accept() (net.Conn, error) {
 
 // BenchmarkOneToOne moves a file from one node to another over unshaped loopback,
 // both in this process: by requests for pieces, two at a time, in the ways in which a source may
-// send them, and through the torrent client. The pieces are not verified; what the torrent
+// send them, and through the torrent client, without TLS and with. The pieces are not verified; what the torrent
 // client receives is, and is written.
 func BenchmarkOneToOne(b *testing.B) {
 	const size = 256 << 20
@@ -32,17 +35,22 @@ func BenchmarkOneToOne(b *testing.B) {
 		b.ReportMetric(cpu.Seconds()/float64(b.N)/(size/1e9), "cpu-s/GB")
 	}
 	s := newStockpile(b, size)
+	authority := trusttest.New(b)
+	source, asker := authority.Open(b, trust.RoleManager, "source"), authority.Open(b, trust.RoleWorker, "a1")
 	for _, way := range []struct {
 		name   string
 		ln     net.Listener
 		egress *Budget
+		dial   DialFunc
 	}{
-		{"sendfile", listenTCP(b), nil},
-		{"sendfile,budget", listenTCP(b), limit(100e9)},
-		{"copied", copied{listenTCP(b)}, nil},
+		{"sendfile", listenTCP(b), nil, nil},
+		{"sendfile,budget", listenTCP(b), limit(100e9), nil},
+		{"copied", copied{listenTCP(b)}, nil, nil},
+		{"tls", listenTLS(listenTCP(b), newEdge(source)), nil, newEdge(asker).Dial},
 	} {
 		_, addr := serveSource(b, way.ln, ServerOptions{Pieces: s, Egress: way.egress})
-		c := askAs(b, "a1")
+		c := NewClient(ClientOptions{Name: "a1", Dial: way.dial})
+		b.Cleanup(c.Close)
 		b.Run(way.name, func(b *testing.B) {
 			report(b, func() {
 				const parallel = 2
@@ -67,20 +75,28 @@ func BenchmarkOneToOne(b *testing.B) {
 			})
 		})
 	}
-	b.Run("torrent", func(b *testing.B) {
-		n := 0
-		seeder := newNode(b, "seeder", false)
-		seed(b, seeder, s.payload)
-		report(b, func() {
-			b.StopTimer()
-			n++
-			w := newNode(b, fmt.Sprint("w", n), false)
-			introduce(b, seeder, w)
-			b.StartTimer()
-			if err := w.Fetch(b.Context(), s.torrent, w.path(), nil); err != nil {
-				b.Error(err)
-			}
-			w.Close()
+	for _, way := range []struct {
+		name      string
+		configure func(*SwarmOptions)
+	}{
+		{"torrent", func(*SwarmOptions) {}},
+		{"torrent,tls", secured(b, authority, trust.RoleWorker, new(refusals))},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			n := 0
+			seeder := newNode(b, "seeder", false, way.configure)
+			seed(b, seeder, s.payload)
+			report(b, func() {
+				b.StopTimer()
+				n++
+				w := newNode(b, fmt.Sprint("w", n), false, way.configure)
+				introduce(b, seeder, w)
+				b.StartTimer()
+				if err := w.Fetch(b.Context(), s.torrent, w.path(), nil); err != nil {
+					b.Error(err)
+				}
+				w.Close()
+			})
 		})
-	})
+	}
 }

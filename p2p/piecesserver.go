@@ -60,9 +60,17 @@ type asker struct {
 // serverConn is a connection to the server.
 type serverConn struct {
 	asker string // who asked for a piece on it; "": nobody yet
+	cork  corker
 }
 
 type serverConnKey struct{}
+
+// serverConnOf returns what is known of a request's connection; nil: connections are
+// not tracked.
+func serverConnOf(ctx context.Context) *serverConn {
+	c, _ := ctx.Value(serverConnKey{}).(*serverConn)
+	return c
+}
 
 func newPieceServer(from Pieces, egress *Budget, reg prometheus.Registerer) *pieceServer {
 	return &pieceServer{
@@ -157,7 +165,7 @@ func (s *pieceServer) piece(w http.ResponseWriter, r *http.Request, began *bool)
 func (s *pieceServer) admit(ctx context.Context, name string) (*asker, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, _ := ctx.Value(serverConnKey{}).(*serverConn) // nil: the server does not track connections
+	c := serverConnOf(ctx)
 	if c != nil && c.asker != "" && c.asker != name {
 		return nil, fmt.Errorf("%w: %s is %q on a connection of %q", ErrProtocol, nodeHeader, name, c.asker)
 	}
@@ -242,6 +250,10 @@ func (s *pieceServer) inTurn(ctx context.Context, a *asker, send func() error) e
 // send sends a piece. began tells whether the answer is out already.
 func (s *pieceServer) send(ctx context.Context, w http.ResponseWriter, name string, p *openPiece, began *bool) error {
 	start := time.Now()
+	var cork corker
+	if c := serverConnOf(ctx); c != nil {
+		cork = c.cork
+	}
 	s.metrics.sending.Inc()
 	defer s.metrics.sending.Dec()
 	w.Header().Set("Content-Type", "application/octet-stream")
@@ -255,7 +267,11 @@ func (s *pieceServer) send(ctx context.Context, w http.ResponseWriter, name stri
 		if err := beImpatient(w); err != nil {
 			return err
 		}
-		n, err := p.writeTo(w, size)
+		var n int64
+		err := together(cork, func() (err error) {
+			n, err = p.writeTo(w, size)
+			return err
+		})
 		s.metrics.bytes.WithLabelValues(to(near)).Add(float64(n))
 		if errors.Is(err, errUnreadable) && p.sent == 0 {
 			w.Header().Del("Content-Length")
@@ -273,7 +289,7 @@ func (s *pieceServer) send(ctx context.Context, w http.ResponseWriter, name stri
 // opened and changed are called as connections come and go.
 
 func (s *pieceServer) opened(ctx context.Context, c net.Conn) context.Context {
-	sc := new(serverConn)
+	sc := &serverConn{cork: corkOf(c)}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.conns[c] = sc

@@ -105,8 +105,8 @@ func newNode(t testing.TB, name string, manager bool, configure ...func(*SwarmOp
 	})
 	asked := httptest.NewUnstartedServer(nil)
 	NewServer(ServerOptions{Pieces: s, Upload: o.Upload, Egress: o.Upload, Refused: o.Refused}).Attach(asked.Config)
-	if secure, ok := o.Listener.(tlsListener); ok {
-		asked.Listener = tlsListener{asked.Listener, secure.config}
+	if secure, ok := o.Listener.(secureListener); ok {
+		asked.Listener = secure.another(asked.Listener)
 	}
 	asked.Start()
 	t.Cleanup(asked.Close)

@@ -68,6 +68,7 @@ func (e *Edge) connect(ctx context.Context, addr string, check func(trust.Identi
 	if e.credentials == nil {
 		return c, dialConnected, nil
 	}
+	c = &socket{Conn: c}
 	t := tls.Client(c, e.credentials.ClientConfig(check))
 	if err := t.HandshakeContext(ctx); err != nil {
 		c.Close()

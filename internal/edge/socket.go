@@ -48,6 +48,7 @@ type socket struct {
 	net.Conn
 	seat
 	handshake *handshake // nil: done, or there is none
+	cork      cork
 }
 
 func (s *socket) Read(p []byte) (int, error) {
@@ -68,7 +69,7 @@ func (s *socket) Write(p []byte) (int, error) {
 	if s.handshake != nil {
 		s.handshake.computed()
 	}
-	return s.Conn.Write(p)
+	return s.cork.write(s.Conn, p)
 }
 
 func (s *socket) Close() error {
