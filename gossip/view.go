@@ -255,6 +255,14 @@ func (v *view) roomFor(k key) bool {
 	return len(v.records) < len(v.members)+limit
 }
 
+// where reports whether a node was heard from an address, and whether it is a
+// member at any.
+func (v *view) where(name, addr string) (there, known bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.records[key{name, addr}] != nil, v.members[name] != nil
+}
+
 // introduced reports whether k may be a member: with signed records, only who was
 // heard.
 func (v *view) introduced(k key) bool {

@@ -95,7 +95,7 @@ func (t *Transport) welcome(conn net.Conn) {
 		return
 	}
 	c := &inbound{Conn: conn, r: bufio.NewReader(conn), id: id, member: m}
-	defer func() { t.roster.leave(m, time.Now()) }()
+	defer func() { t.roster.leave(id, m, time.Now()) }()
 	kind, err := c.r.ReadByte()
 	switch {
 	case err != nil:
@@ -130,8 +130,13 @@ func (t *Transport) receive(c *inbound) error {
 		oldest.Close()
 	}
 	defer t.roster.dropPackets(c)
+	end := time.Now().Add(inboundAge)
 	for {
-		c.SetReadDeadline(time.Now().Add(inboundIdle))
+		now := time.Now()
+		c.SetReadDeadline(earlier(now.Add(inboundIdle), end))
+		if now.After(end) {
+			return errors.New("the connection is old")
+		}
 		if _, err := c.r.Peek(1); err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				return errors.New("no packet for a long time")
@@ -147,6 +152,13 @@ func (t *Transport) receive(c *inbound) error {
 			return err
 		}
 	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // takePacket passes on what is in a packet, and drops the rest. An error means that

@@ -13,8 +13,9 @@ import (
 
 const (
 	// maxLinks is how many nodes packets are sent to at a time; the one that was
-	// not needed longest makes room.
-	maxLinks = 512
+	// not needed longest makes room. One name may be at two addresses, for a while.
+	maxLinks        = 512
+	maxLinksPerName = 2
 	// linkQueue is how many packets wait for one node, and maxQueued how many bytes
 	// for all.
 	linkQueue = 64
@@ -24,6 +25,10 @@ const (
 	// keeps it for longer, so that none is sent into a connection that it closes.
 	linkIdle    = time.Minute
 	inboundIdle = 3 * linkIdle
+	// linkAge is how long a connection is used, so that certificates are looked at
+	// again: who has none any more is gone after inboundAge.
+	linkAge    = 30 * time.Minute
+	inboundAge = 2 * linkAge
 
 	dialTimeout  = 10 * time.Second
 	writeTimeout = 5 * time.Second
@@ -31,8 +36,11 @@ const (
 	flushTimeout = 250 * time.Millisecond
 )
 
-// queueFull is why a packet is lost that was not even tried.
-const queueFull = "queue_full"
+// Why a packet is lost that was not even tried.
+const (
+	queueFull = "queue_full"
+	unknown   = "unknown" // nobody who is connected, or known to be there
+)
 
 // links are the connections that packets leave by.
 type links struct {
@@ -60,9 +68,11 @@ func (t *Transport) send(to memberlist.Address, packet []byte) {
 	}
 	l := s.all[to]
 	if l == nil {
-		if len(s.all) >= maxLinks {
-			s.evict()
+		if !t.mayLink(to) {
+			t.lost.WithLabelValues(unknown).Inc()
+			return
 		}
+		s.makeRoom(to.Name)
 		l = &link{to: to, queue: make(chan []byte, linkQueue)}
 		var ctx context.Context
 		ctx, l.cancel = context.WithCancel(t.ctx)
@@ -83,16 +93,41 @@ func (t *Transport) send(to memberlist.Address, packet []byte) {
 	}
 }
 
-// evict closes the link that was not used longest. s.mu is held.
-func (s *links) evict() {
-	var oldest *link
+// mayLink reports whether packets may go there. Messages name nodes and addresses
+// at will; nobody is dialled because of that.
+func (t *Transport) mayLink(to memberlist.Address) bool {
+	there, known := t.o.Where(to.Name, to.Addr)
+	return there || !known && t.roster.connected(to.Name)
+}
+
+// makeRoom closes links for one more of this name, those that were not used longest.
+// s.mu is held.
+func (s *links) makeRoom(name string) {
+	var any, namesake *link
+	namesakes := 0
+	older := func(a, b *link) bool { return b == nil || a.used.Before(b.used) }
 	for _, l := range s.all {
-		if oldest == nil || l.used.Before(oldest.used) {
-			oldest = l
+		if older(l, any) {
+			any = l
+		}
+		if l.to.Name == name {
+			if namesakes++; older(l, namesake) {
+				namesake = l
+			}
 		}
 	}
-	delete(s.all, oldest.to)
-	oldest.cancel()
+	switch {
+	case namesakes >= maxLinksPerName:
+		s.close(namesake)
+	case len(s.all) >= maxLinks:
+		s.close(any)
+	}
+}
+
+// close ends a link. s.mu is held.
+func (s *links) close(l *link) {
+	delete(s.all, l.to)
+	l.cancel()
 }
 
 // retire takes an idle link off, unless there is something to send after all.
@@ -188,8 +223,9 @@ func (t *Transport) carry(ctx context.Context, l *link) error {
 		_, err := conn.Read(make([]byte, 1))
 		ended <- err
 	}()
-	idle := time.NewTimer(linkIdle)
+	idle, aged := time.NewTimer(linkIdle), time.NewTimer(linkAge)
 	defer idle.Stop()
+	defer aged.Stop()
 	buf := []byte{kindPackets}
 	for {
 		select {
@@ -203,6 +239,9 @@ func (t *Transport) carry(ctx context.Context, l *link) error {
 			}
 			buf = buf[:0]
 			idle.Reset(linkIdle)
+		case <-aged.C:
+			idle.Reset(0)
+			aged.Reset(time.Second) // if there is something to send just now
 		case err := <-ended:
 			return err
 		case <-idle.C:

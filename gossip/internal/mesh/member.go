@@ -35,6 +35,7 @@ const maxInbound = 4096
 type roster struct {
 	mu      sync.Mutex // guards what follows and the conns and streams of members
 	members map[trust.Identity]*member
+	names   map[string]int // connections by name
 	conns   int
 	swept   time.Time
 }
@@ -90,15 +91,19 @@ func (r *roster) enter(id trust.Identity, now time.Time) (*member, error) {
 		r.members[id] = m
 	}
 	r.conns++
+	r.names[id.Name]++
 	m.conns++
 	return m, nil
 }
 
 // leave is the end of a connection that entered.
-func (r *roster) leave(m *member, now time.Time) {
+func (r *roster) leave(id trust.Identity, m *member, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.conns--
+	if r.names[id.Name]--; r.names[id.Name] == 0 {
+		delete(r.names, id.Name)
+	}
 	if m.conns--; m.conns == 0 {
 		m.left = now
 	}
@@ -148,6 +153,13 @@ func (r *roster) closeStream(m *member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m.streams--
+}
+
+// connected reports whether somebody of that name is.
+func (r *roster) connected(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.names[name] > 0
 }
 
 // inUse returns how many connections are open.

@@ -37,6 +37,9 @@ type Options struct {
 	// The transport closes it.
 	Listener net.Listener
 	Dial     Dial
+	// Where says whether a node is known to be at an address, and if not, whether it
+	// is known at all. It is called with locks held and calls nobody back.
+	Where func(name, addr string) (there, known bool)
 	// Message takes a user message of a packet, and says whether it was bad: nobody
 	// sends such who is honest.
 	Message func(from trust.Identity, b []byte) (bad bool)
@@ -72,7 +75,7 @@ func New(o Options) *Transport {
 		o:       o,
 		packets: make(chan *memberlist.Packet),
 		streams: make(chan net.Conn),
-		roster:  roster{members: make(map[trust.Identity]*member)},
+		roster:  roster{members: make(map[trust.Identity]*member), names: make(map[string]int)},
 		links:   links{all: make(map[memberlist.Address]*link)},
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_gossip_packets_lost_total",
