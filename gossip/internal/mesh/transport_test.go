@@ -226,9 +226,11 @@ func meshed(t *testing.T, scenario func(t *testing.T, ca *trusttest.Authority, w
 	})
 }
 
+func address(name, addr string) memberlist.Address { return memberlist.Address{Name: name, Addr: addr} }
+
 func (n *node) to(b []byte, name, addr string) {
 	n.Helper()
-	if _, err := n.WriteToAddress(b, memberlist.Address{Name: name, Addr: addr}); err != nil {
+	if _, err := n.WriteToAddress(b, address(name, addr)); err != nil {
 		n.Fatal(err)
 	}
 }
@@ -341,7 +343,7 @@ func TestPacketsToOthers(t *testing.T) {
 				t.Errorf("a packet to %v was taken", a)
 			}
 		}
-		if _, err := n.WriteToAddress(make([]byte, MaxPacket+1), memberlist.Address{Name: "m1", Addr: a1}); err == nil {
+		if _, err := n.WriteToAddress(make([]byte, MaxPacket+1), address("m1", a1)); err == nil {
 			t.Error("a packet that is too long was taken")
 		}
 	})
@@ -413,10 +415,10 @@ func TestShutdownSends(t *testing.T) {
 		if messages, _ := m.seen(); len(messages) != linkQueue {
 			t.Errorf("%d messages arrived", len(messages))
 		}
-		if _, err := n.WriteToAddress([]byte{1}, memberlist.Address{Name: "m1", Addr: a1}); err != nil {
+		if _, err := n.WriteToAddress([]byte{1}, address("m1", a1)); err != nil {
 			t.Error(err)
 		}
-		if _, err := n.DialAddressTimeout(memberlist.Address{Name: "m1", Addr: a1}, time.Second); err == nil {
+		if _, err := n.DialAddressTimeout(address("m1", a1), time.Second); err == nil {
 			t.Error("dialled after the end")
 		}
 	})
