@@ -25,6 +25,8 @@ type inbound struct {
 	r      *bufio.Reader
 	id     trust.Identity
 	member *member
+
+	strikes int // packets of a flood in a row
 }
 
 // accept takes connections until the listener is closed.
@@ -162,12 +164,11 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // takePacket passes on what is in a packet, and drops the rest. An error means that
-// the transport ends.
+// the connection is to be closed.
 func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 	parts, err := splitPacket(b)
 	if err := c.member.take(max(len(parts), 1), len(b), now); err != nil {
-		t.dropped(c.id.String(), err)
-		return t.pause(floodPause)
+		return t.strike(c, err)
 	}
 	bad := 0
 	drop := func(err error) {
@@ -178,6 +179,7 @@ func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 	if err != nil {
 		drop(err)
 	}
+	var flooded error
 	// A record first: memberlist believes in a member whose record is known.
 	for _, m := range parts {
 		if m[0] == userMsg && t.o.Message(c.id, m[1:]) {
@@ -186,6 +188,10 @@ func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 	}
 	for _, m := range parts {
 		if m[0] == userMsg {
+			continue
+		}
+		if err := c.member.takeMessage(m[0], now); err != nil {
+			flooded = err
 			continue
 		}
 		if err := checkMessage(m, c.id.Name); err != nil {
@@ -199,12 +205,26 @@ func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 			return t.ctx.Err()
 		}
 	}
+	if flooded != nil {
+		return t.strike(c, flooded)
+	}
+	c.strikes = 0
 	return nil
+}
+
+// strike drops what was too much, and does not read on for a moment. An error means
+// that this goes on.
+func (t *Transport) strike(c *inbound, err error) error {
+	if c.strikes++; c.strikes > maxStrikes {
+		return err
+	}
+	t.dropped(c.id.String(), err)
+	return t.pause(floodPause)
 }
 
 // answer receives the request of an exchange and gives it to memberlist.
 func (t *Transport) answer(c *inbound) error {
-	if err := t.roster.openStream(c.member, time.Now()); err != nil {
+	if err := t.roster.openStream(c.member); err != nil {
 		return err
 	}
 	x := t.newExchange(c.Conn, c.id)

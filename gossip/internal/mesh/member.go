@@ -15,7 +15,12 @@ import (
 const (
 	messageRate, messageBurst = 500, 2000          // a second
 	byteRate, byteBurst       = 512 << 10, 2 << 20 // of packets, a second
-	streamRate, streamBurst   = 2, 16              // a second
+	connRate, connBurst       = 5, 32              // connections, a second
+	// A ping is answered, and the answer takes along what waits to be broadcast: so
+	// often at most it is wasted on one member. A member pings once a second.
+	pingRate, pingBurst = 5, 30
+	// Suspicions are refuted, and both are broadcast.
+	suspectRate, suspectBurst = 50, 1000
 
 	maxPacketConns = 4  // the oldest makes room: its node may have died without a word
 	maxStreams     = 4  // at a time
@@ -26,6 +31,8 @@ const (
 	// floodPause is how long a connection is not read after a flood: the rest waits
 	// with the sender.
 	floodPause = 100 * time.Millisecond
+	// maxStrikes is how many floods in a row end the connection.
+	maxStrikes = 20
 )
 
 // maxInbound is how many connections there may be in all.
@@ -45,9 +52,11 @@ type member struct {
 	conns    int
 	streams  int
 	packets  []*inbound // its packet connections, the oldest first
-	messages *rate.Limiter
-	bytes    *rate.Limiter
 	opened   *rate.Limiter
+	bytes    *rate.Limiter
+	messages *rate.Limiter
+	pings    *rate.Limiter
+	suspects *rate.Limiter
 	left     time.Time // when conns became 0
 }
 
@@ -79,14 +88,18 @@ func (r *roster) enter(id trust.Identity, now time.Time) (*member, error) {
 	switch {
 	case r.conns >= maxInbound:
 		return nil, tooMany("%d connections are open already", r.conns)
+	case m != nil && !m.opened.AllowN(now, 1):
+		return nil, flood("connections")
 	case m != nil && m.conns >= maxConns:
 		return nil, tooMany("%d connections of this member are open already", m.conns)
 	}
 	if m == nil {
 		m = &member{
-			messages: rate.NewLimiter(messageRate, messageBurst),
+			opened:   rate.NewLimiter(connRate, connBurst),
 			bytes:    rate.NewLimiter(byteRate, byteBurst),
-			opened:   rate.NewLimiter(streamRate, streamBurst),
+			messages: rate.NewLimiter(messageRate, messageBurst),
+			pings:    rate.NewLimiter(pingRate, pingBurst),
+			suspects: rate.NewLimiter(suspectRate, suspectBurst),
 		}
 		r.members[id] = m
 	}
@@ -136,10 +149,7 @@ func (r *roster) dropPackets(c *inbound) {
 }
 
 // openStream counts a stream, which closeStream ends.
-func (r *roster) openStream(m *member, now time.Time) error {
-	if !m.opened.AllowN(now, 1) {
-		return flood("exchanges")
-	}
+func (r *roster) openStream(m *member) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m.streams >= maxStreams {
@@ -176,6 +186,21 @@ func (m *member) take(messages, bytes int, now time.Time) error {
 	}
 	if !m.messages.AllowN(now, messages) {
 		return flood("messages")
+	}
+	return nil
+}
+
+// takeMessage charges a message once more if it is of a dear kind.
+func (m *member) takeMessage(kind byte, now time.Time) error {
+	switch kind {
+	case pingMsg, indirectPingMsg:
+		if !m.pings.AllowN(now, 1) {
+			return flood("pings")
+		}
+	case suspectMsg, deadMsg:
+		if !m.suspects.AllowN(now, 1) {
+			return flood("suspicions")
+		}
 	}
 	return nil
 }
