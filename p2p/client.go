@@ -36,6 +36,7 @@ var errTimeout = errors.New("the peer took too long")
 // concurrently.
 type Client struct {
 	name    string
+	signed  bool
 	http    *http.Client
 	pieces  *http.Client // connections of their own: a piece may hold one for long
 	sources sources
@@ -49,6 +50,9 @@ type Client struct {
 type ClientOptions struct {
 	// Name is this node's name, by which a source tells who asks for a piece.
 	Name string
+	// SignedHeads asks for signed heads with each log stream, and refuses peers
+	// that send none.
+	SignedHeads bool
 	// Download limits what is received. Default: no limit.
 	Download *Budget
 	// Dial connects to other peers. Default: TCP, without TLS.
@@ -86,6 +90,7 @@ func NewClient(o ClientOptions) *Client {
 	pieces.MaxConnsPerHost, pieces.MaxIdleConnsPerHost = pieceConns, pieceConns
 	return &Client{
 		name:    o.Name,
+		signed:  o.SignedHeads,
 		http:    &http.Client{Transport: small, CheckRedirect: refuseRedirect},
 		pieces:  &http.Client{Transport: pieces, CheckRedirect: refuseRedirect},
 		budget:  o.Download,
@@ -157,7 +162,7 @@ func isAnswer(err error) bool {
 	var diverged *txlog.DivergedError
 	var leased *LeasedError
 	var busy *BusyError
-	return errors.Is(err, ErrProtocol) || errors.Is(err, ErrNotHeld) || errors.Is(err, ErrOtherDataset) || errors.Is(err, ErrForbidden) ||
+	return errors.Is(err, ErrProtocol) || errors.Is(err, ErrNotHeld) || errors.Is(err, ErrOtherDataset) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrUnsigned) ||
 		errors.As(err, &trimmed) || errors.As(err, &diverged) || errors.As(err, &leased) || errors.As(err, &busy)
 }
 
@@ -176,7 +181,11 @@ func (c *Client) Stream(ctx context.Context, from Target, dataset txlog.DatasetI
 func (c *Client) stream(ctx context.Context, from Target, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	opening := time.AfterFunc(openTimeout, func() { cancel(errTimeout) })
-	resp, err := c.get(ctx, c.http, from, logPath, url.Values{"after": {after.String()}}, dataset)
+	query := url.Values{"after": {after.String()}}
+	if c.signed {
+		query.Set(headsQuery, headsSigned)
+	}
+	resp, err := c.get(ctx, c.http, from, logPath, query, dataset)
 	if err != nil {
 		opening.Stop()
 		cancel(err)
@@ -196,6 +205,8 @@ func (c *Client) stream(ctx context.Context, from Target, dataset txlog.DatasetI
 		return fail(fmt.Errorf("%w: the stream is of no dataset", ErrProtocol))
 	case !dataset.IsZero() && got != dataset:
 		return fail(fmt.Errorf("%w: asked for %s, the peer sends %s", ErrOtherDataset, dataset, got))
+	case c.signed && resp.Header.Get(headsHeader) != headsSigned:
+		return fail(fmt.Errorf("%w: it trusts no keys, or runs an older version", ErrUnsigned))
 	}
 	if !opening.Stop() {
 		return fail(errTimeout)

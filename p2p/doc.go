@@ -48,6 +48,10 @@
 //	'H'  head: seq u64, hash 32 bytes, time i64 (little-endian): where the
 //	     sender's log ends; sent first, whenever the sender has nothing more to
 //	     send, and at least every HeartbeatInterval
+//	'S'  signed head: length u16, that many bytes (at most 4,096): a note that
+//	     this package does not read; only to who asks for it with &heads=signed,
+//	     which the answer confirms with Qs-Heads: signed. It is sent behind the
+//	     entry that it is of, or, to say how long the log is, before the entries
 //
 // A position that the sender no longer holds is 410 Gone with a JSON body that
 // becomes a *txlog.TrimmedError again; a diverged one 409 and a

@@ -234,7 +234,7 @@ func TestHostilePeers(t *testing.T) {
 				s, err := c.Stream(context.Background(), p2p.Target{Addr: "peer:1"}, dataset, txlog.Pos{})
 				if err == nil {
 					for err == nil {
-						_, _, err = s.Next(1 << 20)
+						_, err = s.Next(1 << 20)
 					}
 					s.Close()
 				}

@@ -13,9 +13,13 @@ import (
 
 // Message types of a log stream.
 const (
-	entryMessage = 'E'
-	headMessage  = 'H'
+	entryMessage  = 'E'
+	headMessage   = 'H'
+	signedMessage = 'S'
 )
+
+// MaxSignedHead is the length of the longest signed head, in bytes.
+const MaxSignedHead = 4 << 10
 
 const (
 	frameHeader = 4          // an entry frame's length field
@@ -35,6 +39,13 @@ func appendHead(b []byte, h Head) []byte {
 	return binary.LittleEndian.AppendUint64(b, uint64(t))
 }
 
+// appendSigned appends a signed head's message.
+func appendSigned(b, note []byte) []byte {
+	b = append(b, signedMessage)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(note)))
+	return append(b, note...)
+}
+
 // messageReader reads the messages of an unpacked log stream. It trusts no
 // length: memory grows with what arrives.
 type messageReader struct {
@@ -44,11 +55,12 @@ type messageReader struct {
 	expect func(size int64)
 }
 
-// message is an entry or a head.
+// message is an entry, a head, or a signed head.
 type message struct {
 	kind  byte
 	entry txlog.Entry // entryMessage: decoded and its hash verified
 	head  Head        // headMessage
+	note  []byte      // signedMessage: as it came, nobody looked at it
 }
 
 // next returns the next message. Errors about what was sent wrap ErrProtocol;
@@ -82,9 +94,29 @@ func (m *messageReader) next() (message, error) {
 			h.Time = time.Unix(0, t)
 		}
 		return message{kind: kind, head: h}, nil
+	case signedMessage:
+		note, err := m.note()
+		return message{kind: kind, note: note}, err
 	default:
 		return message{}, fmt.Errorf("%w: unknown message type %#x", ErrProtocol, kind)
 	}
+}
+
+// note reads a signed head.
+func (m *messageReader) note() ([]byte, error) {
+	var b [2]byte
+	if _, err := io.ReadFull(m.r, b[:]); err != nil {
+		return nil, within(err)
+	}
+	n := binary.LittleEndian.Uint16(b[:])
+	if n == 0 || n > MaxSignedHead {
+		return nil, fmt.Errorf("%w: a signed head of %d bytes; at most %d are allowed", ErrProtocol, n, MaxSignedHead)
+	}
+	note := make([]byte, n)
+	if _, err := io.ReadFull(m.r, note); err != nil {
+		return nil, within(err)
+	}
+	return note, nil
 }
 
 // frame reads one entry frame.

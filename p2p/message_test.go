@@ -24,6 +24,11 @@ func FuzzMessages(f *testing.F) {
 	small := append([]byte{entryMessage}, e.Frame()...)
 	large := append([]byte{entryMessage}, next.Frame()...)
 	f.Add(append(append(append(bytes.Clone(head), small...), large...), head...))
+	signed := appendSigned(nil, []byte("a note\n"))
+	f.Add(append(append(bytes.Clone(head), signed...), small...))
+	f.Add(signed[:5])
+	f.Add([]byte{signedMessage, 0, 0})
+	f.Add([]byte{signedMessage, 0xff, 0xff, 1})
 	f.Add(large[:1000])
 	f.Add([]byte{entryMessage, 0xff, 0xff, 0xff, 0x03})
 	f.Add([]byte("X"))
@@ -46,6 +51,11 @@ func FuzzMessages(f *testing.F) {
 				again = append(append(again, entryMessage), m.entry.Frame()...)
 			case headMessage:
 				again = appendHead(again, m.head)
+			case signedMessage:
+				if len(m.note) == 0 || len(m.note) > MaxSignedHead {
+					t.Fatalf("a signed head of %d bytes", len(m.note))
+				}
+				again = appendSigned(again, m.note)
 			}
 		}
 	})

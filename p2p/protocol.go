@@ -22,6 +22,12 @@ const (
 	protocolVersion = "1"
 	datasetHeader   = "Qs-Dataset"
 
+	// Signed heads are asked for in the query and promised in the answer, so that
+	// a peer of an older version is understood, and understands.
+	headsQuery  = "heads"
+	headsHeader = "Qs-Heads"
+	headsSigned = "signed"
+
 	logPath      = "/p2p/v1/log"
 	snapshotPath = "/p2p/v1/snapshot/"
 	manifestLeaf = "/manifest"

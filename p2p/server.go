@@ -1,14 +1,12 @@
 package p2p
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/qs-peer/qs-peer/chunker"
@@ -41,6 +39,8 @@ const (
 type ServerOptions struct {
 	// Log is what is streamed. Required.
 	Log *txlog.Log
+	// Heads are sent to peers that ask for signed heads. Default: there are none.
+	Heads Heads
 	// Snapshot returns the manifest and the metainfo of a snapshot that this
 	// node holds. Required.
 	Snapshot func(chunker.InfoHash) (manifest, metainfo []byte, ok bool)
@@ -172,7 +172,7 @@ func (s *Server) snapshot(pick func(manifest, metainfo []byte) []byte) http.Hand
 
 // log serves a log stream.
 func (s *Server) log(w http.ResponseWriter, r *http.Request) {
-	reader, err := s.open(r)
+	reader, after, err := s.open(r)
 	if err != nil {
 		s.metrics.refused.Inc()
 		s.o.Logger.Debug("log stream refused", "peer", r.RemoteAddr, "error", err)
@@ -192,129 +192,37 @@ func (s *Server) log(w http.ResponseWriter, r *http.Request) {
 	defer s.metrics.active.Dec()
 	w.Header().Set(datasetHeader, s.o.Log.Dataset().String())
 	w.Header().Set("Content-Type", "application/zstd")
-	err = s.stream(r.Context(), w, reader)
+	var heads Heads
+	if r.URL.Query().Get(headsQuery) == headsSigned && s.o.Heads != nil {
+		heads = s.o.Heads
+		w.Header().Set(headsHeader, headsSigned)
+	}
+	err = s.stream(r.Context(), w, reader, after, heads)
 	s.o.Logger.Debug("log stream ended", "peer", r.RemoteAddr, "error", err)
 }
 
 // open checks a request for a log stream and opens the log for it.
-func (s *Server) open(r *http.Request) (*txlog.Reader, error) {
-	after, err := txlog.ParsePos(r.URL.Query().Get("after"))
+func (s *Server) open(r *http.Request) (_ *txlog.Reader, after txlog.Pos, err error) {
+	after, err = txlog.ParsePos(r.URL.Query().Get("after"))
 	if err != nil {
-		return nil, fmt.Errorf("%w: after: %w", ErrProtocol, err)
+		return nil, after, fmt.Errorf("%w: after: %w", ErrProtocol, err)
 	}
 	have := s.o.Log.Dataset()
 	if have.IsZero() {
-		return nil, &BusyError{"this peer holds no dataset yet", retryAfter}
+		return nil, after, &BusyError{"this peer holds no dataset yet", retryAfter}
 	}
 	if text := r.Header.Get(datasetHeader); text != "" {
 		want, err := txlog.ParseDatasetID(text)
 		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+			return nil, after, fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
 		if want != have {
-			return nil, fmt.Errorf("%w: asked for %s, this peer holds %s", ErrOtherDataset, want, have)
+			return nil, after, fmt.Errorf("%w: asked for %s, this peer holds %s", ErrOtherDataset, want, have)
 		}
 	}
-	return s.o.Log.Reader(after)
+	reader, err := s.o.Log.Reader(after)
+	return reader, after, err
 }
-
-// stream sends what reader returns until ctx ends or something fails. It
-// flushes when there is nothing more to send.
-func (s *Server) stream(ctx context.Context, w http.ResponseWriter, reader *txlog.Reader) error {
-	out := &patientWriter{ctx: ctx, w: w, upload: s.o.Upload, sent: s.metrics.wireBytes}
-	z, err := zstd.NewWriter(out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(window),
-		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
-	if err != nil {
-		return err
-	}
-	defer z.Close()
-	flush := func() error {
-		if err := z.Flush(); err != nil {
-			return err
-		}
-		return out.flush()
-	}
-	head := Head{Pos: s.o.Log.Head(), Time: s.o.Log.HeadTime()}
-	buf := make([]byte, 0, 1+headSize)
-	level := true // the peer was sent all there is: tell it the head
-	flushed := time.Now()
-	for {
-		if level {
-			if _, err := z.Write(appendHead(buf[:0], head)); err != nil {
-				return err
-			}
-		}
-		if level || time.Since(flushed) >= flushAfter {
-			if err := flush(); err != nil {
-				return err
-			}
-			flushed = time.Now()
-		}
-		entries, err := nextWithin(ctx, reader, HeartbeatInterval/2)
-		if errors.Is(err, errIdle) {
-			head = Head{Pos: s.o.Log.Head(), Time: s.o.Log.HeadTime()}
-			level = true
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		size := 0
-		for i := range entries {
-			frame := entries[i].Frame()
-			size += len(frame)
-			if _, err := z.Write(entryPrefix); err != nil {
-				return err
-			}
-			if _, err := z.Write(frame); err != nil {
-				return err
-			}
-		}
-		s.metrics.entries.Add(float64(len(entries)))
-		s.metrics.bytes.Add(float64(size))
-		last := &entries[len(entries)-1]
-		if level = last.Seq >= s.o.Log.Head().Seq; level {
-			head = Head{Pos: last.Pos(), Time: last.Time}
-		}
-	}
-}
-
-var entryPrefix = []byte{entryMessage}
-
-var errIdle = errors.New("nothing new in the log")
-
-// nextWithin is reader.Next that waits for d at most, and then returns errIdle.
-func nextWithin(ctx context.Context, reader *txlog.Reader, d time.Duration) ([]txlog.Entry, error) {
-	short, cancel := context.WithTimeoutCause(ctx, d, errIdle)
-	defer cancel()
-	entries, err := reader.Next(short, sendBatch)
-	if err != nil && ctx.Err() == nil && short.Err() != nil && errors.Is(err, short.Err()) {
-		return nil, errIdle
-	}
-	return entries, err
-}
-
-// patientWriter writes to a client that may be slow but not stuck.
-type patientWriter struct {
-	ctx    context.Context // of the request
-	w      http.ResponseWriter
-	upload *Budget
-	sent   prometheus.Counter
-}
-
-func (p *patientWriter) Write(b []byte) (int, error) {
-	if err := p.upload.Wait(p.ctx, Urgent, len(b)); err != nil {
-		return 0, err
-	}
-	if err := beImpatient(p.w); err != nil {
-		return 0, err
-	}
-	n, err := p.w.Write(b)
-	p.sent.Add(float64(n))
-	return n, err
-}
-
-func (p *patientWriter) flush() error { return http.NewResponseController(p.w).Flush() }
 
 type serverMetrics struct {
 	active                    prometheus.Gauge

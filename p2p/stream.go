@@ -22,6 +22,8 @@ var (
 	ErrOtherDataset = errors.New("peer holds another dataset")
 	// ErrNotHeld means that the peer does not have that snapshot.
 	ErrNotHeld = errors.New("peer does not hold that snapshot")
+	// ErrUnsigned means that the peer sends no signed heads, which were asked for.
+	ErrUnsigned = errors.New("peer sends no signed heads")
 	// ErrProtocol is wrapped by errors about what a peer sent.
 	ErrProtocol = errors.New("peer protocol error")
 )
@@ -36,6 +38,16 @@ type Head struct {
 	Time time.Time // the writer's clock in that entry; zero if unknown
 }
 
+// Part is what arrived of a log stream since the last one.
+type Part struct {
+	Entries []txlog.Entry // verified one by one, and linked to those before
+	// Head is what the sender says of where its log ends, or the last entry.
+	Head Head
+	// Signed are signed heads, unverified, at most MaxSignedHead bytes each. The
+	// entries they are about came before or with them, or will come.
+	Signed [][]byte
+}
+
 const (
 	// silentAfter is how long a stream may bring no whole message …
 	silentAfter = 3 * HeartbeatInterval
@@ -48,8 +60,9 @@ const (
 	receiveBatch = 256 << 10
 	readAhead    = 4
 
-	// idleHeads is how many heads in a row, without an entry between them, a
-	// peer may send within silentAfter. A healthy one sends two a second.
+	// idleHeads is how many heads in a row, signed or not, without an entry
+	// between them, a peer may send within silentAfter. A healthy one sends three
+	// a second.
 	idleHeads = 1000
 )
 
@@ -62,6 +75,7 @@ var errStreamClosed = fmt.Errorf("closed by its reader: %w", net.ErrClosed)
 // batches.
 type Stream struct {
 	dataset txlog.DatasetID
+	signed  bool // signed heads were asked for
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	body    io.ReadCloser
@@ -76,14 +90,13 @@ type Stream struct {
 
 // batch is what arrived together. Its head is what the sender said last.
 type batch struct {
-	entries []txlog.Entry
-	head    Head
-	held    int64 // of Stream.room
+	Part
+	held int64 // of Stream.room
 }
 
 func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, addr string, dataset txlog.DatasetID, after txlog.Pos, c *Client) (*Stream, error) {
 	s := &Stream{
-		dataset: dataset, ctx: ctx, cancel: cancel, body: body, metrics: c.metrics,
+		dataset: dataset, signed: c.signed, ctx: ctx, cancel: cancel, body: body, metrics: c.metrics,
 		batches: make(chan batch, readAhead), done: make(chan struct{}),
 		room: semaphore.NewWeighted(readAhead * receiveBatch),
 	}
@@ -143,17 +156,25 @@ func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
 				return err
 			}
 			last = m.entry.Pos()
-			b.entries = append(b.entries, m.entry)
+			b.Entries = append(b.Entries, m.entry)
 			size += len(m.entry.Frame())
 			heads = 0
-			if b.head.Pos.Seq < last.Seq {
-				b.head = Head{Pos: last, Time: m.entry.Time}
+			if b.Head.Pos.Seq < last.Seq {
+				b.Head = Head{Pos: last, Time: m.entry.Time}
 			}
 		case headMessage:
 			if m.head.Pos.Seq < last.Seq || m.head.Pos.Seq == last.Seq && m.head.Pos.Hash != last.Hash {
 				return fmt.Errorf("%w: the peer says that its log ends at %v, and sent %v", ErrProtocol, m.head.Pos, last)
 			}
-			b.head, known = m.head, true
+			b.Head, known = m.head, true
+		case signedMessage:
+			if !s.signed {
+				return fmt.Errorf("%w: a signed head that nobody asked for", ErrProtocol)
+			}
+			b.Signed = append(b.Signed, m.note)
+			size += len(m.note)
+		}
+		if m.kind != entryMessage {
 			if heads == 0 || time.Since(since) >= silentAfter {
 				heads, since = 0, time.Now()
 			}
@@ -168,7 +189,7 @@ func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
 			continue
 		}
 		silence.Stop() // a slow receiver is not the sender's fault
-		s.metrics.entries.Add(float64(len(b.entries)))
+		s.metrics.entries.Add(float64(len(b.Entries)))
 		s.metrics.bytes.Add(float64(size))
 		b.held = min(int64(size), readAhead*receiveBatch)
 		if err := s.room.Acquire(s.ctx, b.held); err != nil {
@@ -180,7 +201,7 @@ func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
 			return s.ctx.Err()
 		}
 		silence.Reset(silentAfter)
-		b, size = batch{head: b.head, entries: make([]txlog.Entry, 0, len(b.entries))}, 0
+		b, size = batch{Part: Part{Head: b.Head, Entries: make([]txlog.Entry, 0, len(b.Entries))}}, 0
 	}
 }
 
@@ -198,43 +219,45 @@ func (s *Stream) check(e *txlog.Entry, last txlog.Pos) error {
 // Dataset returns the sender's dataset.
 func (s *Stream) Dataset() txlog.DatasetID { return s.dataset }
 
-// Next returns entries that arrived, verified one by one and linked to those
-// before, about maxBytes at most, and where the sender's log ends. It waits for
-// at least one message; entries may be empty when that was a heartbeat. A
-// silent, garbled or unlinked stream is an error, and the stream is over.
-func (s *Stream) Next(maxBytes int) ([]txlog.Entry, Head, error) {
-	var entries []txlog.Entry
-	size := 0
-	if len(s.rest.entries) == 0 {
+// Next returns what arrived, about maxBytes of entries at most. It waits for at
+// least one message; there may be no entries when that was a heartbeat. Signed
+// heads come with or after the entries they were sent after. A silent, garbled
+// or unlinked stream is an error, and the stream is over.
+func (s *Stream) Next(maxBytes int) (Part, error) {
+	if len(s.rest.Entries) == 0 {
 		b, ok := <-s.batches
 		if !ok {
-			return nil, s.head, s.err
+			return Part{Head: s.head}, s.err
 		}
 		s.take(b)
 	}
+	var p Part
+	size := 0
 	for {
 		n := 0
-		for n < len(s.rest.entries) && (len(entries)+n == 0 || size+len(s.rest.entries[n].Frame()) <= maxBytes) {
-			size += len(s.rest.entries[n].Frame())
+		for n < len(s.rest.Entries) && (len(p.Entries)+n == 0 || size+len(s.rest.Entries[n].Frame()) <= maxBytes) {
+			size += len(s.rest.Entries[n].Frame())
 			n++
 		}
-		s.head = s.rest.head
-		if entries == nil {
-			entries = s.rest.entries[:n:n]
+		s.head = s.rest.Head
+		p.Head = s.head
+		if p.Entries == nil {
+			p.Entries = s.rest.Entries[:n:n]
 		} else {
-			entries = append(entries, s.rest.entries[:n]...)
+			p.Entries = append(p.Entries, s.rest.Entries[:n]...)
 		}
-		if s.rest.entries = s.rest.entries[n:]; len(s.rest.entries) > 0 {
-			return entries, s.head, nil
+		if s.rest.Entries = s.rest.Entries[n:]; len(s.rest.Entries) > 0 {
+			return p, nil
 		}
+		p.Signed = append(p.Signed, s.rest.Signed...)
 		select {
 		case b, ok := <-s.batches:
 			if !ok {
-				return entries, s.head, nil // the error is for the next call
+				return p, nil // the error is for the next call
 			}
 			s.take(b)
 		default:
-			return entries, s.head, nil
+			return p, nil
 		}
 	}
 }

@@ -125,10 +125,11 @@ func collect(t testing.TB, s *p2p.Stream, after txlog.Pos, seq uint64) (txlog.Po
 	t.Helper()
 	var head p2p.Head
 	for after.Seq < seq {
-		entries, h, err := s.Next(1 << 20)
+		p, err := s.Next(1 << 20)
 		if err != nil {
 			t.Fatalf("after entry %d: %v", after.Seq, err)
 		}
+		entries, h := p.Entries, p.Head
 		for i := range entries {
 			if entries[i].Seq != after.Seq+1 || entries[i].Prev != after.Hash {
 				t.Fatalf("entry %d after %v", entries[i].Seq, after)
@@ -188,11 +189,11 @@ func TestNextKeepsToItsSize(t *testing.T) {
 	s := open(t, newClient(t, p2p.ClientOptions{}), ln.Addr().String(), txlog.Pos{})
 	const limit = 10_000
 	for seq := uint64(0); seq < l.Head().Seq; {
-		entries, _, err := s.Next(limit)
+		p, err := s.Next(limit)
 		if err != nil {
 			t.Fatal(err)
 		}
-		size := 0
+		entries, size := p.Entries, 0
 		for i := range entries {
 			if seq++; entries[i].Seq != seq {
 				t.Fatalf("entry %d, want %d", entries[i].Seq, seq)
@@ -203,8 +204,8 @@ func TestNextKeepsToItsSize(t *testing.T) {
 			t.Fatalf("%d bytes, asked for %d", size, limit)
 		}
 	}
-	if entries, _, err := s.Next(0); err != nil || len(entries) != 0 {
-		t.Errorf("a heartbeat: %d entries, %v", len(entries), err)
+	if p, err := s.Next(0); err != nil || len(p.Entries) != 0 {
+		t.Errorf("a heartbeat: %d entries, %v", len(p.Entries), err)
 	}
 }
 
@@ -226,10 +227,11 @@ func TestResumeAfterACut(t *testing.T) {
 	for pos.Seq < l.Head().Seq {
 		s := open(t, c, ln.Addr().String(), pos)
 		for range 3 {
-			entries, _, err := s.Next(64 << 10)
+			p, err := s.Next(64 << 10)
 			if err != nil {
 				t.Fatal(err)
 			}
+			entries := p.Entries
 			for i := range entries {
 				if entries[i].Prev != pos.Hash || entries[i].Seq != pos.Seq+1 {
 					t.Fatalf("entry %d after %d", entries[i].Seq, pos.Seq)
@@ -242,15 +244,15 @@ func TestResumeAfterACut(t *testing.T) {
 		}
 		conns[len(conns)-1].Close()
 		for { // what was read ahead, then the cut
-			entries, _, err := s.Next(1 << 20)
+			p, err := s.Next(1 << 20)
 			if err != nil {
 				if errors.Is(err, p2p.ErrProtocol) {
 					t.Errorf("a cut is not the peer's fault: %v", err)
 				}
 				break
 			}
-			for i := range entries {
-				pos = entries[i].Pos()
+			for i := range p.Entries {
+				pos = p.Entries[i].Pos()
 			}
 		}
 		s.Close()
@@ -433,7 +435,7 @@ func TestEndWhileNextWaits(t *testing.T) {
 			ended := make(chan error)
 			go func() {
 				for {
-					if _, _, err := s.Next(1 << 20); err != nil {
+					if _, err := s.Next(1 << 20); err != nil {
 						ended <- err
 						return
 					}
@@ -446,7 +448,7 @@ func TestEndWhileNextWaits(t *testing.T) {
 			}
 			s.Close()
 			s.Close()
-			if _, _, again := s.Next(1); again == nil || again.Error() != err.Error() {
+			if _, again := s.Next(1); again == nil || again.Error() != err.Error() {
 				t.Errorf("the next error is another: %v", again)
 			}
 		})
@@ -495,9 +497,9 @@ func TestHeartbeats(t *testing.T) {
 		collect(t, s, txlog.Pos{}, 1)
 		for range 20 {
 			begin := time.Now()
-			entries, head, err := s.Next(1 << 20)
-			if err != nil || len(entries) > 0 || head.Pos != l.Head() {
-				t.Fatalf("%d entries, head %v, %v", len(entries), head, err)
+			p, err := s.Next(1 << 20)
+			if err != nil || len(p.Entries) > 0 || p.Head.Pos != l.Head() {
+				t.Fatalf("%d entries, head %v, %v", len(p.Entries), p.Head, err)
 			}
 			if silence := time.Since(begin); silence > p2p.HeartbeatInterval {
 				t.Errorf("silent for %v", silence)

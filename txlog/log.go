@@ -257,6 +257,14 @@ func (l *Log) HeadTime() time.Time {
 	return time.Unix(0, s.headNanos).UTC()
 }
 
+// Changed returns a channel that is closed at the next change of what Head,
+// First or Dataset return, and when the log is closed or fails.
+func (l *Log) Changed() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.change
+}
+
 // First returns the seq of the first entry that a Reader can still return,
 // which is Head().Seq+1 when the log holds none. 0 means that the log is empty
 // and has no base.

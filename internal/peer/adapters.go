@@ -47,6 +47,6 @@ func (g replicaGeneration) Position() (txlog.DatasetID, txlog.Pos) {
 type replicaStream struct{ *p2p.Stream }
 
 func (s replicaStream) Next(maxBytes int) ([]txlog.Entry, txlog.Pos, time.Time, error) {
-	entries, head, err := s.Stream.Next(maxBytes)
-	return entries, head.Pos, head.Time, err
+	p, err := s.Stream.Next(maxBytes)
+	return p.Entries, p.Head.Pos, p.Head.Time, err
 }
