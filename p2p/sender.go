@@ -26,8 +26,10 @@ type Heads interface {
 	// After returns the first head that is kept of an entry after seq, or the
 	// newest one if that is.
 	After(seq uint64) (SignedHead, bool)
-	// Newest returns the head that was signed last.
+	// Newest returns the head that was signed last, of the entries that are here.
 	Newest() (SignedHead, bool)
+	// Furthest returns one that may be of entries that are not here yet.
+	Furthest() (SignedHead, bool)
 	// Changed returns a channel that is closed when Newest returns another one.
 	Changed() <-chan struct{}
 }
@@ -37,6 +39,7 @@ type noHeads struct{}
 
 func (noHeads) After(uint64) (SignedHead, bool) { return SignedHead{}, false }
 func (noHeads) Newest() (SignedHead, bool)      { return SignedHead{}, false }
+func (noHeads) Furthest() (SignedHead, bool)    { return SignedHead{}, false }
 func (noHeads) Changed() <-chan struct{}        { return nil }
 
 // atOnce makes (*txlog.Reader).Next return what is there, or context.Canceled.
@@ -156,21 +159,24 @@ func (x *sender) entries(entries []txlog.Entry) error {
 	return nil
 }
 
-// newest sends the newest signed head when it says something about what was
-// sent and, at first and then now and then, also when it is far ahead: it tells
-// the peer how far it has to go.
+// newest sends the newest signed head if it says something about what was sent.
+// At first, and then now and then, it sends the furthest: it tells the peer how
+// far it has to go.
 func (x *sender) newest() error {
 	h, ok := x.heads.Newest()
-	if !ok || bytes.Equal(h.Note, x.signed) {
+	if ok && h.Pos.Seq <= x.last.Seq && !bytes.Equal(h.Note, x.signed) {
+		if err := x.sign(h.Note); err != nil {
+			return err
+		}
+	}
+	if time.Since(x.promised) < HeartbeatInterval {
 		return nil
 	}
-	if h.Pos.Seq > x.last.Seq {
-		if time.Since(x.promised) < HeartbeatInterval {
-			return nil
-		}
-		x.promised = time.Now()
+	x.promised = time.Now()
+	if h, ok := x.heads.Furthest(); ok && h.Pos.Seq > x.last.Seq {
+		return x.sign(h.Note)
 	}
-	return x.sign(h.Note)
+	return nil
 }
 
 func (x *sender) sign(note []byte) error {

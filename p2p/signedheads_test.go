@@ -58,6 +58,8 @@ func (f *fakeHeads) Newest() (p2p.SignedHead, bool) {
 	return f.newest, f.newest.Note != nil
 }
 
+func (f *fakeHeads) Furthest() (p2p.SignedHead, bool) { return f.Newest() }
+
 func (f *fakeHeads) Changed() <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()

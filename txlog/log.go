@@ -273,6 +273,16 @@ func (l *Log) First() uint64 {
 	return s.first()
 }
 
+// Base returns the position before First: a Reader can start there. It is the
+// zero Pos while the log is empty.
+func (l *Log) Base() Pos {
+	s := l.snapshot()
+	if len(s.segments) == 0 {
+		return Pos{}
+	}
+	return s.segments[0].base()
+}
+
 // Bytes returns the size of all segments on disk.
 func (l *Log) Bytes() int64 {
 	l.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/qs-peer/qs-peer/internal/heads"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -25,6 +26,7 @@ const (
 
 // outcome is why an activity ended by itself.
 type outcome struct {
+	fork     error           // the dataset is forked: nothing may be applied
 	begin    txlog.DatasetID // the own log must begin at entry 1 of this dataset
 	rebuild  error           // following is impossible, because
 	diverged bool            // and our own data is wrong
@@ -133,14 +135,26 @@ func (r *Replica) impossible(all []Upstream, head txlog.Pos, now time.Time) (out
 	return outcome{}, false
 }
 
-// survey puts what gossip knows of the head on the board.
+// survey returns what gossip knows of the head, and puts what is known on the
+// board.
 func (r *Replica) survey(all []Upstream) head {
 	best := head{r.c.Log.Head(), r.c.Log.HeadTime()}
 	if u := reference(all); u.Name != "" {
 		best = further(best, head{u.Head, u.HeadTime})
 	}
-	r.board.update(func(s *Status) { s.Head, s.HeadTime = best.pos, best.time })
+	r.tell(best)
 	return best
+}
+
+// tell puts the head on the board: what was signed, or else what is said.
+func (r *Replica) tell(said head) {
+	var signed time.Time
+	if r.c.Heads != nil {
+		var pos txlog.Pos
+		pos, signed = r.c.Heads.Furthest()
+		said = further(head{r.c.Log.Head(), r.c.Log.HeadTime()}, head{pos, signed})
+	}
+	r.board.update(func(s *Status) { s.Head, s.HeadTime, s.Signed = said.pos, said.time, signed })
 }
 
 // batch is what a stream brought.
@@ -229,7 +243,7 @@ func (r *Replica) stream(ctx context.Context, u Upstream) (progress bool, err er
 		// Gossip knows whether u is behind, u whether gossip is.
 		best := further(further(head{r.c.Log.Head(), r.c.Log.HeadTime()}, gossiped), w.head)
 		if w.spoke {
-			r.board.update(func(s *Status) { s.Head, s.HeadTime = best.pos, best.time })
+			r.tell(best)
 			r.link.hear(best.pos)
 			r.poke()
 		}
@@ -339,6 +353,9 @@ func (r *Replica) left(u Upstream, err error, progress bool) (outcome, bool) {
 	}
 	m := r.ups.of(u.Name)
 	var (
+		fork     *heads.ForkError
+		wrong    *heads.ContradictedError
+		fault    *heads.FaultError
 		refused  refusal
 		trimmed  *txlog.TrimmedError
 		diverged *txlog.DivergedError
@@ -347,6 +364,19 @@ func (r *Replica) left(u Upstream, err error, progress bool) (outcome, bool) {
 		most     = upstreamMax
 	)
 	switch {
+	case errors.As(err, &fork):
+		r.metrics.failures.WithLabelValues("fork").Inc()
+		return outcome{fork: fork}, true
+	case errors.As(err, &wrong):
+		r.metrics.failures.WithLabelValues("contradiction").Inc()
+		r.metrics.contradictions.Inc()
+		return outcome{rebuild: fmt.Errorf("%s proves: %w", u.Name, wrong), diverged: true}, true
+	case errors.As(err, &fault):
+		reason, base, most = string(fault.Reason), staleBase, staleMax
+		if m.fault != reason {
+			m.fault = reason
+			r.log.Warn("an upstream sends what can not be believed; following another one", "upstream", u.Name, "reason", reason, "err", fault.Err)
+		}
 	case errors.Is(err, errSilent) || errors.Is(err, errStale) || errors.Is(err, errWithholds):
 		reason, base, most = "stale", staleBase, staleMax
 	case !errors.As(err, &refused):

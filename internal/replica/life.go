@@ -34,6 +34,7 @@ type life struct {
 	quarantined bool
 	rebuilding  bool
 	hadData     bool // at start
+	forked      error
 	moved       time.Time
 	mended      time.Time
 }
@@ -45,6 +46,9 @@ func (r *Replica) live(ctx context.Context) error {
 		return err
 	}
 	defer l.end()
+	if fork := l.fork(); fork != nil {
+		return l.stand(ctx, fork)
+	}
 	l.startApply(ctx)
 	l.startFollow(ctx)
 	tick := time.NewTicker(time.Second)
@@ -64,6 +68,9 @@ func (r *Replica) live(ctx context.Context) error {
 		case <-r.wake:
 		case <-tick.C:
 		}
+		if fork := l.fork(); fork != nil {
+			return l.stand(ctx, fork)
+		}
 		if err == nil {
 			err = l.judge(ctx)
 		}
@@ -71,6 +78,30 @@ func (r *Replica) live(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// fork returns why nothing may be applied.
+func (l *life) fork() error {
+	if l.forked != nil || l.c.Heads == nil {
+		return l.forked
+	}
+	return l.c.Heads.Fork()
+}
+
+// stand stops everything and serves what there is until ctx ends: an operator
+// has to decide which of two histories is right.
+func (l *life) stand(ctx context.Context, fork error) error {
+	l.working.stop()
+	l.stopApply()
+	_, pos := l.c.Store.Position()
+	l.board.fail(following, fork)
+	l.board.update(func(s *Status) {
+		s.Applied, s.State, s.Ready = pos, Quarantined, l.ready || l.hadData
+		s.Done, s.Total = 0, 0
+	})
+	l.log.Error("nothing is applied any more", "applied", pos.Seq, "err", fork)
+	<-ctx.Done()
+	return nil
 }
 
 // reconcile applies the first rule of the package comment.
@@ -189,6 +220,8 @@ func (l *life) workEnded(ctx context.Context) error {
 	out := l.out
 	l.out = outcome{}
 	switch {
+	case out.fork != nil:
+		l.forked = out.fork
 	case !out.begin.IsZero():
 		l.stopApply()
 		if err := l.reset(ctx, out.begin, txlog.Pos{}); err != nil {

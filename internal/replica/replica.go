@@ -115,10 +115,19 @@ type Stream interface {
 // yet, though nothing is wrong with it: not enough managers signed it so far.
 var ErrTooEarly = errors.New("not enough managers signed it yet")
 
+// Heads are what is known of where the log ends because the writer signed it.
+type Heads interface {
+	// Furthest returns the furthest head that was verified, zero if none was.
+	Furthest() (pos txlog.Pos, signed time.Time)
+	// Fork returns why nothing may be applied, nil if all is well.
+	Fork() error
+}
+
 // Network reaches the others.
 type Network interface {
 	// Stream follows an upstream's log after pos. A refusal is a
-	// *txlog.TrimmedError or a *txlog.DivergedError.
+	// *txlog.TrimmedError or a *txlog.DivergedError. With Heads it, and the
+	// stream, may also end in an error of package heads.
 	Stream(ctx context.Context, u Upstream, dataset txlog.DatasetID, after txlog.Pos) (Stream, error)
 	// Fetch gets a snapshot and returns its file, complete and verified. One that
 	// is on this node's disk already is returned at once.
@@ -134,6 +143,9 @@ type Config struct {
 	// Fleet and Network are nil on the writer, which follows nobody.
 	Fleet   Fleet
 	Network Network
+	// Heads, if not nil, says that the Network hands on only what a signed head
+	// covers. Then the head that Status tells is one that was signed, too.
+	Heads Heads
 	// OnChange, if not nil, is called after each change of Status worth telling,
 	// one call at a time: at once when State or Ready change, otherwise at most
 	// ten times a second. The last Status is always told.
@@ -167,6 +179,7 @@ type Status struct {
 	Applied  txlog.Pos
 	Head     txlog.Pos // the furthest position known to exist
 	HeadTime time.Time // the writer's clock in the entry at Head, zero if unknown
+	Signed   time.Time // the writer's clock when it signed the furthest head that was verified
 	Upstream string    // whom it follows
 	Done     int64     // bytes of the snapshot being fetched
 	Total    int64

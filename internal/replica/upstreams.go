@@ -34,6 +34,7 @@ type memory struct {
 	backoff
 	first  uint64 // it refused us because its log starts there
 	blamed bool   // that it holds another history was logged
+	fault  string // what it was not believed for last, which was logged
 }
 
 func newUpstreams(name string, manager bool) *upstreams {

@@ -1,0 +1,61 @@
+package heads
+
+import (
+	"fmt"
+
+	"github.com/qs-peer/qs-peer/internal/signing"
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+// Reason is why an upstream is not believed, in a word for a metric's label.
+type Reason string
+
+const (
+	Malformed    = Reason(signing.Malformed)
+	Unsigned     = Reason(signing.Unsigned) // it sends no signed heads
+	UnknownKey   = Reason(signing.UnknownKey)
+	BadSignature = Reason(signing.BadSignature)
+	WrongDataset = Reason("wrong_dataset") // a signed head of another one
+	Uncovered    = Reason("uncovered")     // no signed head came for its entries in time
+	Altered      = Reason("altered")       // its entries do not lead to a signed head
+	Unproven     = Reason("unproven")      // it contradicts us, and has no signed head to prove it
+)
+
+// FaultError means that an upstream sent, or kept back, what an honest one would
+// not. Nothing of it was handed on. Another upstream may do better.
+type FaultError struct {
+	Reason Reason
+	Err    error
+}
+
+func (e *FaultError) Error() string { return fmt.Sprintf("%s: %v", e.Reason, e.Err) }
+func (e *FaultError) Unwrap() error { return e.Err }
+
+func faultf(reason Reason, format string, args ...any) *FaultError {
+	return &FaultError{reason, fmt.Errorf(format, args...)}
+}
+
+// ContradictedError means that this node's log holds an entry that no signed head
+// covers, and a signed head vouches for another one: this node is wrong.
+type ContradictedError struct {
+	Seq        uint64
+	Have, Want txlog.Hash // this log's entry, and the one that is vouched for
+}
+
+func (e *ContradictedError) Error() string {
+	return fmt.Sprintf("a signed head proves that entry %d is %s; this log has %s, which no signed head covers", e.Seq, e.Want, e.Have)
+}
+
+// ForkError means that two histories of the dataset were signed. Nothing may be
+// applied until an operator has decided which is right.
+type ForkError struct {
+	Dataset txlog.DatasetID
+	Seq     uint64 // the first entry in which they are known to differ; 0: the evidence can not be read
+	Path    string // of the evidence
+}
+
+func (e *ForkError) Error() string {
+	return fmt.Sprintf("dataset %s is forked: two different entries %d were signed; nothing is applied any more. Evidence: %s. "+
+		"Find out which history is right, empty the data directory of nodes that hold the other, then remove the evidence and restart",
+		e.Dataset, e.Seq, e.Path)
+}
