@@ -156,7 +156,7 @@ func TestSignedHeadsAreAskedFor(t *testing.T) {
 		unsigned := newPipes()
 		serve(t, unsigned, p2p.NewServer(p2p.ServerOptions{Log: l, Snapshot: noSnapshots}))
 		c := newClient(t, p2p.ClientOptions{SignedHeads: true, Dial: unsigned.dial})
-		if _, err := c.Stream(context.Background(), "peer:1", dataset, txlog.Pos{}); !errors.Is(err, p2p.ErrUnsigned) {
+		if _, err := c.Stream(context.Background(), p2p.Target{Addr: "peer:1"}, dataset, txlog.Pos{}); !errors.Is(err, p2p.ErrUnsigned) {
 			t.Errorf("a peer without signed heads: %v", err)
 		}
 	})

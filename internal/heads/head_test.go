@@ -1,0 +1,75 @@
+package heads
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/qs-peer/qs-peer/txlog"
+)
+
+const golden = `qs-peer head v1
+dataset da000000000000000000000000000001
+pos 42/0100000000000000000000000000000000000000000000000000000000000000
+time 2026-11-23T01:02:03.000000004Z
+`
+
+func TestHeadGolden(t *testing.T) {
+	h := Head{dataset, txlog.Pos{Seq: 42, Hash: txlog.Hash{1}}, time.Date(2026, 11, 23, 1, 2, 3, 4, time.UTC)}
+	if got := string(h.Encode()); got != golden {
+		t.Errorf("encoded:\n%s", got)
+	}
+	if got, err := Parse([]byte(golden)); err != nil || got != h {
+		t.Errorf("parsed %+v, %v", got, err)
+	}
+	// The clock's zone is not part of what is signed.
+	h.Time = h.Time.In(time.FixedZone("", 3600))
+	if got := string(h.Encode()); got != golden {
+		t.Errorf("encoded in another zone:\n%s", got)
+	}
+}
+
+func TestHeadRefused(t *testing.T) {
+	change := func(old, new string) string { return strings.Replace(golden, old, new, 1) }
+	for name, text := range map[string]string{
+		"nothing":          "",
+		"another version":  change("v1", "v2"),
+		"a manifest":       change("qs-peer head v1", "qs-snapshot-v1"),
+		"no end":           strings.TrimSuffix(golden, "\n"),
+		"a line more":      golden + "x\n",
+		"an empty line":    golden + "\n",
+		"lines swapped":    change("dataset", "pos"),
+		"only a beginning": golden[:40],
+		"upper case":       change("da00", "DA00"),
+		"no dataset":       change("da000000000000000000000000000001", strings.Repeat("0", 32)),
+		"a short dataset":  change("da00", "da"),
+		"seq 0":            change("pos 42", "pos 0"),
+		"a leading zero":   change("pos 42", "pos 042"),
+		"a sign":           change("pos 42", "pos +42"),
+		"no hash":          change("42/01", "42/00"),
+		"two spaces":       change("pos 42", "pos  42"),
+		"a tab":            change("pos 42", "pos\t42"),
+		"CRLF":             strings.ReplaceAll(golden, "\n", "\r\n"),
+		"another zone":     change("03.000000004Z", "03.000000004+01:00"),
+		"trailing zeros":   change("000000004Z", "0000000040Z"),
+		"no time":          change("time 2026-11-23T01:02:03.000000004Z", "time "),
+		"long":             golden + strings.Repeat("x", MaxNote),
+	} {
+		if h, err := Parse([]byte(text)); err == nil {
+			t.Errorf("%s: parsed as %+v", name, h)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(golden))
+	f.Add([]byte(golden[:60]))
+	f.Add([]byte(magic + "\n\n\n\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		h, err := Parse(text)
+		if err == nil && !bytes.Equal(h.Encode(), text) {
+			t.Fatalf("%q and %q are one head", text, h.Encode())
+		}
+	})
+}
