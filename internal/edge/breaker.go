@@ -5,8 +5,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
-
-	"golang.org/x/time/rate"
 )
 
 const (
@@ -15,7 +13,8 @@ const (
 	backoffBase = 250 * time.Millisecond
 	backoffMax  = 10 * time.Second
 	// retriesPerSecond bounds the attempts at all failing addresses together, so that
-	// a node that everybody refuses does not storm them.
+	// a node that everybody refuses does not storm them. After a pause as many may be
+	// made at once.
 	retriesPerSecond = 10
 	// maxFailing bounds the addresses that are remembered.
 	maxFailing = 4096
@@ -38,27 +37,32 @@ func (e *BreakerError) Error() string {
 func (e *BreakerError) Unwrap() error { return e.Err }
 
 // breakers keep a caller from storming addresses that fail: a circuit-breaker for each
-// (Nygard, Release It!), with capped exponential back-off and jitter, and one
-// budget of retries for all. Only addresses that fail take room.
+// (Nygard, Release It!), with capped exponential back-off and jitter. Only
+// addresses that fail take room.
 //
 // closed: not in the map; any number of attempts. open: until a time, none.
 // half-open: after that, one attempt per back-off, until one succeeds.
+//
+// Besides, each retry takes its turn, turns being a tenth of a second apart, whatever
+// the address. A success ends that: things get better, and the others are to be
+// found soon.
 type breakers struct {
 	mu      sync.Mutex // guards what follows
 	failing map[string]*breaker
-	budget  *rate.Limiter
+	last    time.Time // the last turn that was given
+	era     int       // turns of former ones need not be waited for
 }
 
 type breaker struct {
 	failures int
 	failed   time.Time // the last time
 	until    time.Time // no attempts before
+	turn     time.Time // nor before this, in the same era
+	era      int
 	err      error
 }
 
-func newBreakers() *breakers {
-	return &breakers{failing: make(map[string]*breaker), budget: rate.NewLimiter(retriesPerSecond, retriesPerSecond)}
-}
+func newBreakers() *breakers { return &breakers{failing: make(map[string]*breaker)} }
 
 // allow returns a *BreakerError if there must be no attempt now.
 func (bs *breakers) allow(addr string, now time.Time) error {
@@ -68,14 +72,16 @@ func (bs *breakers) allow(addr string, now time.Time) error {
 	if b == nil {
 		return nil
 	}
-	if !now.Before(b.until) {
-		if bs.budget.AllowN(now, 1) {
-			b.until = now.Add(b.pause()) // others wait for what becomes of this one
-			return nil
-		}
-		b.until = now.Add(jitter(time.Second))
+	until := b.until
+	if b.era == bs.era && b.turn.After(until) {
+		until = b.turn
 	}
-	return &BreakerError{Addr: addr, Failures: b.failures, Until: b.until, Err: b.err}
+	if now.Before(until) {
+		return &BreakerError{Addr: addr, Failures: b.failures, Until: until, Err: b.err}
+	}
+	b.until = now.Add(b.pause()) // others wait for what becomes of this one
+	bs.giveTurn(b, now)
+	return nil
 }
 
 // fail notes that the attempt that began then failed now. Of attempts that ran side by
@@ -87,6 +93,7 @@ func (bs *breakers) fail(addr string, began, now time.Time, err error) {
 	if b == nil {
 		bs.makeRoom(now)
 		b = &breaker{}
+		bs.giveTurn(b, now)
 		bs.failing[addr] = b
 	}
 	b.err = err
@@ -109,18 +116,32 @@ func (bs *breakers) makeRoom(now time.Time) {
 		}
 	}
 	for addr := range bs.failing {
-		if len(bs.failing) < maxFailing {
+		if len(bs.failing) < maxFailing*3/4 { // so that it is not done each time
 			return
 		}
 		delete(bs.failing, addr)
 	}
 }
 
+// giveTurn says when b may be tried again with regard to others. bs.mu is held.
+func (bs *breakers) giveTurn(b *breaker, now time.Time) {
+	if unused := now.Add(-time.Second); bs.last.Before(unused) {
+		bs.last = unused
+	}
+	bs.last = bs.last.Add(time.Second / retriesPerSecond)
+	b.turn, b.era = bs.last, bs.era
+}
+
 // succeed closes an address's breaker.
 func (bs *breakers) succeed(addr string) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
+	if bs.failing[addr] == nil {
+		return
+	}
 	delete(bs.failing, addr)
+	bs.era++
+	bs.last = time.Time{}
 }
 
 // forgive lets an address be tried at once, with the back-off as after one failure.

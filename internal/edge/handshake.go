@@ -59,13 +59,13 @@ func (hs *handshakes) begin(h *handshake) *handshake {
 	h.all = hs
 	hs.byHost[h.host] = append(hs.byHost[h.host], h)
 	hs.n++
-	hs.gauge.Inc()
 	var victim *handshake
 	if hs.n > hs.max {
 		victim = hs.victim(h)
 		victim.gone = true
 		hs.remove(victim)
 	}
+	hs.gauge.Set(float64(hs.n))
 	hs.mu.Unlock()
 	if victim == h {
 		return nil
@@ -106,7 +106,6 @@ func (hs *handshakes) remove(h *handshake) {
 		hs.byHost[h.host] = host
 	}
 	hs.n--
-	hs.gauge.Dec()
 }
 
 // close ends all, and there will be no more.
@@ -171,6 +170,7 @@ func (h *handshake) end() (gone bool) {
 	h.all.mu.Lock()
 	defer h.all.mu.Unlock()
 	h.all.remove(h)
+	h.all.gauge.Set(float64(h.all.n))
 	return h.gone
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if addr := os.Getenv(abuserEnv); addr != "" {
+		os.Exit(abuse(addr))
+	}
 	goleak.VerifyTestMain(m)
 }
 
