@@ -144,12 +144,13 @@ func (bs *breakers) succeed(addr string) {
 	bs.last = time.Time{}
 }
 
-// forgive lets an address be tried at once, with the back-off as after one failure.
+// forgive lets an address be tried at once, before its turn, with the back-off as
+// after one failure.
 func (bs *breakers) forgive(addr string, now time.Time) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
 	if b := bs.failing[addr]; b != nil {
-		b.failures, b.until = 1, now
+		b.failures, b.until, b.turn = 1, now, now
 	}
 }
 

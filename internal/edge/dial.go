@@ -52,7 +52,7 @@ func (e *Edge) Dial(ctx context.Context, addr string, check func(trust.Identity)
 }
 
 // Retry says that there is reason to believe that an address answers again: its back-off
-// is over. The bound on all retries together stays.
+// is over, and one attempt may be made out of turn.
 func (e *Edge) Retry(addr string) { e.breakers.forgive(addr, time.Now()) }
 
 func (e *Edge) dialled(result string) { e.metrics.dials.WithLabelValues(result).Inc() }

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 )
@@ -31,8 +32,20 @@ func TestForgive(t *testing.T) {
 	if err := bs.allow("a", now); err != nil {
 		t.Errorf("the back-off did not begin anew: %v", err)
 	}
+	for i := range 500 {
+		bs.fail(fmt.Sprint("c", i), now, now, refused)
+	}
+	bs.fail("d", now, now, refused)
+	now = now.Add(2 * backoffBase)
+	if err := bs.allow("d", now); err == nil {
+		t.Error("500 others are before it")
+	}
+	bs.forgive("d", now)
+	if err := bs.allow("d", now); err != nil {
+		t.Errorf("it came back: %v", err)
+	}
 	bs.forgive("b", now) // nothing is known of it
-	if n := bs.count(); n != 1 {
+	if n := bs.count(); n != 502 {
 		t.Errorf("%v addresses fail", n)
 	}
 }
