@@ -31,6 +31,7 @@ demo: build
 # LMDB's other binding, and the end-to-end run on the smaller real data.
 test: setup-test check
 	$(GO) test -race -timeout 15m ./...
+	$(GO) test -run 'Flood|Storm|Rate' ./internal/edge # bars on memory and time, without the race detector
 	$(GO) test -tags lmdb_bmatsuo ./lmdbstore/...
 	$(MAKE) --no-print-directory e2e
 

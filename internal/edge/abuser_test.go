@@ -3,6 +3,7 @@ package edge
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -98,7 +99,7 @@ func abuse(spec string) (exit int) {
 		fmt.Println(storm(dialer, count, addr, over))
 		return 0
 	case "greet":
-		greeting = endless()[:30<<10]
+		greeting = endless()[:15<<10]
 	}
 	opened := 0
 	for range count {
@@ -107,13 +108,33 @@ func abuse(spec string) (exit int) {
 			fmt.Fprintln(os.Stderr, err)
 			break
 		}
-		c.Write(greeting)
 		defer c.Close()
 		opened++
+		if mode != "stall" {
+			c.Write(greeting)
+			continue
+		}
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		tls.Client(&firstWrite{Conn: c}, &tls.Config{InsecureSkipVerify: true}).Handshake()
 	}
 	fmt.Println(opened)
 	<-over
 	return 0
+}
+
+// firstWrite is a connection that passes on what is written first, and no more: of a
+// handshake, the greeting. All of the answer is read.
+type firstWrite struct {
+	net.Conn
+	done bool
+}
+
+func (c *firstWrite) Write(p []byte) (int, error) {
+	if c.done {
+		return 0, errors.New("enough")
+	}
+	c.done = true
+	return c.Conn.Write(p)
 }
 
 // storm has handshakes done without a certificate, count at a time, one after the

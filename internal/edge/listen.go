@@ -22,8 +22,8 @@ type ListenOptions struct {
 	// MaxPerIdentity bounds open connections of one identity. Without TLS there are
 	// none, and it does not apply. Default: 512.
 	MaxPerIdentity int
-	// MaxHandshakes bounds handshakes in flight; about 64 KiB of memory are used
-	// for each, at the worst. Default: 256.
+	// MaxHandshakes bounds handshakes in flight; at the worst, each takes about 64 KiB
+	// of memory. Default: 512.
 	MaxHandshakes int
 	// HandshakeTimeout bounds each of them. Default: 5 s.
 	HandshakeTimeout time.Duration
@@ -35,7 +35,7 @@ type ListenOptions struct {
 func (o ListenOptions) withDefaults() ListenOptions {
 	o.MaxConns = cmp.Or(o.MaxConns, 4096)
 	o.MaxPerIdentity = cmp.Or(o.MaxPerIdentity, 512)
-	o.MaxHandshakes = cmp.Or(o.MaxHandshakes, 256)
+	o.MaxHandshakes = cmp.Or(o.MaxHandshakes, 512)
 	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, 5*time.Second)
 	return o
 }

@@ -11,9 +11,9 @@ import (
 
 // maxHandshake bounds what a client sends in a handshake, in bytes: its greeting and a
 // chain of certificates have room.
-const maxHandshake = 32 << 10
+const maxHandshake = 16 << 10
 
-var errLongHandshake = errors.New("the handshake is longer than 32 KiB")
+var errLongHandshake = errors.New("the handshake is longer than 16 KiB")
 
 // seat is a connection's place among those that are counted. Its owner sets leave
 // before it hands the connection over.
