@@ -210,11 +210,12 @@ func (n *node) run(cmd *cobra.Command) error {
 // limitMemory keeps the Go heap small beside LMDB's page cache, which is what
 // the machine's memory is for. What lives on it is a few MiB, so there may be
 // twice as much garbage: with half as much, a tenth of the processor time of a
-// rebuild went into collecting it. GOMEMLIMIT and GOGC in the environment win.
+// rebuild went into collecting it. The limit makes the garbage less when clients
+// fill their share (--client-memory). GOMEMLIMIT and GOGC in the environment win.
 func limitMemory(role gossip.Role) {
-	limit := int64(128 << 20)
+	limit := int64(80 << 20)
 	if role == gossip.Manager {
-		limit = 192 << 20 // it decodes imports and hashes snapshots
+		limit = 96 << 20 // it decodes imports and hashes snapshots
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(limit)

@@ -54,7 +54,7 @@ func (r *respReader) next() (*respRequest, error) {
 			continue
 		}
 		if line[0] != '*' {
-			return readInline(line)
+			return r.inline(line)
 		}
 		n, err := parseLength("array", line[1:], maxArgs)
 		if err != nil {
@@ -66,16 +66,30 @@ func (r *respReader) next() (*respRequest, error) {
 	}
 }
 
-func readInline(line []byte) (*respRequest, error) {
+// inline reads a command that is one line of words.
+func (r *respReader) inline(line []byte) (*respRequest, error) {
 	if bytes.ContainsAny(line, `"'`) {
 		return nil, &protocolError{"quotes are not understood in inline commands"}
 	}
-	req := &respRequest{}
-	for _, arg := range bytes.Fields(line) {
-		req.args = append(req.args, bytes.Clone(arg))
-	}
-	if len(req.args) == 0 {
+	words := bytes.Fields(line)
+	if len(words) == 0 {
 		return nil, &protocolError{"an empty inline command"}
+	}
+	req := &respRequest{args: make([][]byte, 0, len(words))}
+	for _, word := range words {
+		req.held += int64(len(word)) + argCost
+	}
+	if err := r.lease.take(r.ctx, req.held); err != nil {
+		if !is[*busyError](err) {
+			return nil, err
+		}
+		req.held, req.refused, words = 0, err, words[:1]
+	}
+	for _, word := range words {
+		req.args = append(req.args, bytes.Clone(word))
+	}
+	if req.refused != nil {
+		req.keepName()
 	}
 	return req, nil
 }
