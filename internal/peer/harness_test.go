@@ -108,6 +108,12 @@ func testAccess(reg prometheus.Registerer) *access {
 	return newAccess(false, ClientLimits{}.withDefaults(), func(string, trust.Reason, string, error) {}, reg)
 }
 
+// testLease is of a caller who has all the memory that one may have to himself.
+func testLease() *lease {
+	l := testAccess(prometheus.NewRegistry()).lease(caller{id: trusttest.Identity(trust.RoleClientWrite, "test")})
+	return &l
+}
+
 // answer is an HTTP answer, read whole.
 type answer struct {
 	code   int

@@ -15,11 +15,7 @@ import (
 
 // respReaderOf reads from text, with all the memory that one caller may have.
 func respReaderOf(text string) *respReader {
-	l := ClientLimits{}.withDefaults()
-	return &respReader{
-		Reader: bufio.NewReaderSize(strings.NewReader(text), maxInline), ctx: context.Background(),
-		lease: &lease{quota: newQuota("memory", l.Memory, l.Memory/4*3), holder: "test"},
-	}
+	return &respReader{Reader: bufio.NewReaderSize(strings.NewReader(text), maxInline), ctx: context.Background(), lease: testLease()}
 }
 
 func TestReadRESP(t *testing.T) {

@@ -17,7 +17,6 @@ type respWrite struct {
 type respTx struct {
 	writes []*respWrite
 	held   int64 // of the connection's lease, for all arguments
-	ops    int   // operations of all writes
 	broken bool  // a command could not be queued: EXEC refuses
 }
 
@@ -82,11 +81,7 @@ func queueing(parse func([][]byte) (*respWrite, error)) func(*respConn, [][]byte
 		if size := c.lease.n - c.outHeld; size > maxRequest {
 			return &txlog.LimitError{What: "transaction", Got: size, Min: 1, Max: maxRequest}
 		}
-		if err := txlog.CheckOps(c.tx.ops + len(w.ops)); err != nil {
-			return err
-		}
 		if !c.tx.broken {
-			c.tx.ops += len(w.ops)
 			c.tx.writes = append(c.tx.writes, w)
 		}
 		c.out = respSimple(c.out, "QUEUED")
