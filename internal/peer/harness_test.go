@@ -110,8 +110,7 @@ func testAccess(reg prometheus.Registerer) *access {
 
 // testLease is of a caller who has all the memory that one may have to himself.
 func testLease() *lease {
-	l := testAccess(prometheus.NewRegistry()).lease(caller{id: trusttest.Identity(trust.RoleClientWrite, "test")})
-	return &l
+	return &lease{quota: newQuota("memory", DefaultClientMemory, DefaultClientMemory/4*3), holder: "somebody"}
 }
 
 // answer is an HTTP answer, read whole.

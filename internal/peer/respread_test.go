@@ -114,20 +114,35 @@ func TestReadRESPAnnounced(t *testing.T) {
 	}
 }
 
+// FuzzReadRESP reads requests and gives their memory back: none may be lost, and no
+// request have more than one may.
 func FuzzReadRESP(f *testing.F) {
 	f.Add([]byte("*2\r\n$3\r\nGET\r\n$1\r\na\r\nPING\r\n"))
 	f.Add([]byte("*1\r\n$9223372036854775806\r\nx\r\n"))
 	f.Add([]byte("*3\r\n$3\r\nSET\r\n$16777217\r\n"))
+	f.Add([]byte("*2\r\n$4999\r\n" + strings.Repeat("x", 4999) + "\r\n$16777217\r\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		r := respReaderOf(string(in))
 		for {
 			req, err := r.next()
 			if err != nil {
-				return
+				break
 			}
-			if len(req.args) == 0 && req.refused == nil {
+			if len(req.args) == 0 {
 				t.Fatal("a request without a command")
 			}
+			size := int64(0)
+			for _, arg := range req.args {
+				size += int64(len(arg))
+			}
+			if req.held != r.lease.n || size > maxRequest || size > req.held+maxInline {
+				t.Fatalf("%d bytes of arguments, %d held, %d of the lease", size, req.held, r.lease.n)
+			}
+			r.lease.give(req.held)
+		}
+		r.lease.close()
+		if n := r.lease.quota.used(); n != 0 {
+			t.Errorf("%d bytes of memory were not given back", n)
 		}
 	})
 }
