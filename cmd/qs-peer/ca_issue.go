@@ -31,6 +31,7 @@ type issued struct {
 	Key         string    `json:"key"`
 	TrustedKeys string    `json:"trusted_keys,omitempty"`
 	SigningKey  string    `json:"signing_key,omitempty"`
+	Env         string    `json:"env,omitempty"`
 	Updated     []string  `json:"updated,omitempty"`
 	Stale       []string  `json:"stale,omitempty"`
 }
@@ -44,7 +45,7 @@ func newCAIssue() *cobra.Command {
 		Short: "Issue a certificate for a node or a client",
 		Long: `Issue writes ca.pem, cert.pem and key.pem into a directory: who somebody is, for
 --tls-ca, --tls-cert and --tls-key. Nodes get trusted-keys, too, and a manager
-signing.key, its own. What a manager's key signs is believed by every node: their
+signing.key, its own; clients get env, for a shell to read. What a manager's key signs is believed by every node: their
 trusted-keys are brought up to date where they were issued.
 
 Issuing for the same identity into the same directory again renews the certificate
@@ -78,7 +79,7 @@ there.`,
 			if asJSON {
 				id := done.Identity
 				return printJSON(cmd.OutOrStdout(), issued{id.String(), string(id.Role), id.Colo, id.Name, done.Hosts, done.Serial,
-					done.NotBefore, done.NotAfter, done.KeptKey, done.Files.CA, done.Files.Cert, done.Files.Key, done.TrustedKeys, done.SigningKey,
+					done.NotBefore, done.NotAfter, done.KeptKey, done.Files.CA, done.Files.Cert, done.Files.Key, done.TrustedKeys, done.SigningKey, done.Env,
 					done.Updated, done.Stale})
 			}
 			return printIssued(cmd.OutOrStdout(), done)
@@ -123,6 +124,9 @@ func printIssued(w io.Writer, done *ca.Issued) error {
 		if l.path != "" {
 			ew.printf("  %-14s %s\n", l.flag, term.ShellWord(l.path))
 		}
+	}
+	if done.Env != "" {
+		ew.printf("for the commands of this shell:  . %s\n", term.ShellWord(done.Env))
 	}
 	if done.Identity.Role.IsNode() && done.TrustedKeys == "" {
 		ew.printf("no manager has a signing key yet: trusted-keys comes here when one is issued\n")

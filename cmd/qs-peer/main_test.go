@@ -96,7 +96,7 @@ func scriptSecure(ts *testscript.TestScript, neg bool, args []string) {
 	a, err := ca.Init(ts.MkAbs("ca"), ca.Options{TrustDomain: "script.test"})
 	ts.Check(err)
 	ts.Check(fleetOf(ts).UseTLS(a))
-	setIdentity(ts, fleetOf(ts).Client())
+	setIdentity(ts, fleetOf(ts).Client().Files)
 }
 
 func scriptAs(ts *testscript.TestScript, neg bool, args []string) {

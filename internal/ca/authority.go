@@ -44,6 +44,7 @@ const (
 	certFile    = "cert.pem"
 	keyFile     = "key.pem"
 	signingFile = "signing.key"
+	envFile     = "env"
 )
 
 const (

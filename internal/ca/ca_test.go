@@ -106,7 +106,10 @@ func TestIssue(t *testing.T) {
 		if got := done.SigningKey != ""; got != (role == trust.RoleManager) {
 			t.Errorf("%s: signing key in %q", role, done.SigningKey)
 		}
-		wantModes(t, done.Dir, map[string]os.FileMode{"key.pem": 0o600, "signing.key": 0o600, "cert.pem": 0o644, "ca.pem": 0o644, "trusted-keys": 0o644})
+		if got := done.Env != ""; got == role.IsNode() {
+			t.Errorf("%s: environment in %q", role, done.Env)
+		}
+		wantModes(t, done.Dir, map[string]os.FileMode{"env": 0o644, "key.pem": 0o600, "signing.key": 0o600, "cert.pem": 0o644, "ca.pem": 0o644, "trusted-keys": 0o644})
 	}
 	wantModes(t, a.Dir(), map[string]os.FileMode{"ca.key": 0o600, "ca.pem": 0o644, "issued.jsonl": 0o600, "trusted-keys": 0o644})
 	if info, err := os.Stat(a.Dir()); err != nil || info.Mode().Perm() != 0o700 {

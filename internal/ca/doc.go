@@ -9,11 +9,12 @@
 //	trusted-keys  the public half of each manager's signing key, one a line
 //	issued.jsonl  what was issued, when, to whom, until when, and into which directory
 //
-// and what it issues is a directory, too, that a node reads:
+// and what it issues is a directory, too:
 //
 //	ca.pem, cert.pem, key.pem   for --tls-ca, --tls-cert, --tls-key
 //	trusted-keys                of nodes: for --trusted-keys
 //	signing.key                 of managers: for --signing-key, one each
+//	env                         of clients: for a shell, the same three as QS_TLS_CA and so on
 //
 // Keys are ECDSA P-256: a handshake costs within a tenth of what it costs with
 // Ed25519 (BenchmarkHandshake), and every TLS client takes them. The authority's

@@ -44,6 +44,7 @@ type Issued struct {
 	Files               trust.Files
 	TrustedKeys         string // path; nodes only, and "" as long as no manager has a signing key
 	SigningKey          string // path; managers only
+	Env                 string // path; clients only
 	Hosts               []string
 	Serial              string // hexadecimal
 	NotBefore, NotAfter time.Time
@@ -124,6 +125,12 @@ func (a *Authority) Issue(r Request) (*Issued, error) {
 	if id.Role == trust.RoleManager {
 		done.SigningKey = filepath.Join(out, signingFile)
 		if err := a.signingKey(&files, done.SigningKey, id.Name); err != nil {
+			return nil, err
+		}
+	}
+	if !id.Role.IsNode() {
+		done.Env = filepath.Join(out, envFile)
+		if err := files.add(done.Env, environment(h.Files), publicMode); err != nil {
 			return nil, err
 		}
 	}
@@ -208,6 +215,12 @@ func addHost(template *x509.Certificate, host string) error {
 	}
 	template.DNSNames = append(template.DNSNames, host)
 	return nil
+}
+
+// environment returns what a shell reads so that the commands find a client's files.
+func environment(f trust.Files) []byte {
+	quote := func(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+	return fmt.Appendf(nil, "export QS_TLS_CA=%s QS_TLS_CERT=%s QS_TLS_KEY=%s\n", quote(f.CA), quote(f.Cert), quote(f.Key))
 }
 
 func hostsOf(c *x509.Certificate) []string {

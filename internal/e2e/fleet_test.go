@@ -95,7 +95,9 @@ func (s *story) try(args ...string) (string, error) {
 	if args[0] == "snapshot" {
 		who = s.Operator()
 	}
-	cmd.Env = append(os.Environ(), "QS_TLS_CA="+who.CA, "QS_TLS_CERT="+who.Cert, "QS_TLS_KEY="+who.Key)
+	if who != nil {
+		cmd.Env = append(os.Environ(), "QS_TLS_CA="+who.Files.CA, "QS_TLS_CERT="+who.Files.Cert, "QS_TLS_KEY="+who.Files.Key)
+	}
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

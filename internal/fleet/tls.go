@@ -16,8 +16,8 @@ const defaultColo = "default"
 // security is what a fleet over TLS has.
 type security struct {
 	authority *ca.Authority
-	client    trust.Files // reads and writes
-	operator  trust.Files // has snapshots published
+	client    *ca.Issued // reads and writes
+	operator  *ca.Issued // has snapshots published
 	reads     *trust.Credentials
 	operates  *trust.Credentials
 }
@@ -28,15 +28,15 @@ type security struct {
 func (f *Fleet) UseTLS(a *ca.Authority) error {
 	f.tls = &security{authority: a}
 	for _, c := range []struct {
-		role  trust.Role
-		files *trust.Files
-		creds **trust.Credentials
+		role   trust.Role
+		issued **ca.Issued
+		creds  **trust.Credentials
 	}{
 		{trust.RoleClientWrite, &f.tls.client, &f.tls.reads},
 		{trust.RoleOperator, &f.tls.operator, &f.tls.operates},
 	} {
 		var err error
-		if *c.creds, *c.files, err = f.somebody(c.role, "fleet"); err != nil {
+		if *c.creds, *c.issued, err = f.somebody(c.role, "fleet"); err != nil {
 			return err
 		}
 	}
@@ -53,29 +53,29 @@ func (f *Fleet) Credentials(role trust.Role, name string) (*trust.Credentials, e
 	return creds, err
 }
 
-func (f *Fleet) somebody(role trust.Role, name string) (*trust.Credentials, trust.Files, error) {
+func (f *Fleet) somebody(role trust.Role, name string) (*trust.Credentials, *ca.Issued, error) {
 	a := f.tls.authority
 	issued, err := a.Issue(ca.Request{Role: role, Colo: defaultColo, Name: name, Out: filepath.Join(a.Dir(), string(role)), NewKey: true})
 	if err != nil {
-		return nil, trust.Files{}, fmt.Errorf("certificate of %s: %w", name, err)
+		return nil, nil, fmt.Errorf("certificate of %s: %w", name, err)
 	}
 	creds, err := trust.Open(trust.Options{Files: issued.Files})
-	return creds, issued.Files, err
+	return creds, issued, err
 }
 
-// Client returns the certificate of a client that may read and write, and Operator
-// that of one that may have snapshots published; without TLS there are none.
-func (f *Fleet) Client() trust.Files {
+// Client returns what a client has that may read and write; nil without TLS.
+func (f *Fleet) Client() *ca.Issued {
 	if f.tls == nil {
-		return trust.Files{}
+		return nil
 	}
 	return f.tls.client
 }
 
-// Operator is described at Client.
-func (f *Fleet) Operator() trust.Files {
+// Operator returns what somebody has that may have snapshots published; nil without
+// TLS.
+func (f *Fleet) Operator() *ca.Issued {
 	if f.tls == nil {
-		return trust.Files{}
+		return nil
 	}
 	return f.tls.operator
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -14,6 +15,7 @@ import (
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/client"
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/jsonl"
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
+	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/fleet"
 )
 
@@ -90,7 +92,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 func (s *show) play(ctx context.Context) error {
 	how := "over plain TCP"
 	if s.TLS {
-		how = "over mutual TLS, snapshots and log signed"
+		how = "over mutual TLS with signed snapshots"
 	}
 	fmt.Fprintf(s.Output, "A manager and %s on this machine, %s, in %s\n\n", term.Plural(s.Workers, "worker"), how, s.Dir)
 	for _, act := range []func(context.Context) error{
@@ -114,13 +116,22 @@ func (s *show) startManager(ctx context.Context) error {
 		return err
 	}
 	st.end("The manager listens at %s", s.manager.Addrs.HTTP)
-	fmt.Fprintf(s.Output, "   to look on: %s\n", s.lookOn())
+	fmt.Fprintf(s.Output, "   to look on: %s\n", strings.Join(s.with(s.fleet.Client(), "status", "--watch", "--addr", s.manager.Addrs.HTTP), "; "))
 	return nil
 }
 
 // client returns a client of a node, that may read and write.
 func (s *show) client(n *fleet.Node) (*client.Client, error) {
-	return client.New(client.Options{Addr: n.Addrs.HTTP, TLS: s.fleet.Client(), Silence: silence})
+	return newClient(n, s.fleet.Client())
+}
+
+// newClient returns a client of a node with somebody's certificate, if that is not nil.
+func newClient(n *fleet.Node, who *ca.Issued) (*client.Client, error) {
+	o := client.Options{Addr: n.Addrs.HTTP, Silence: silence}
+	if who != nil {
+		o.TLS = who.Files
+	}
+	return client.New(o)
 }
 
 func (s *show) importData(ctx context.Context) error {
@@ -147,7 +158,7 @@ func (s *show) importData(ctx context.Context) error {
 }
 
 func (s *show) publish(ctx context.Context) error {
-	c, err := client.New(client.Options{Addr: s.manager.Addrs.HTTP, TLS: s.fleet.Operator(), Silence: silence})
+	c, err := newClient(s.manager, s.fleet.Operator())
 	if err != nil {
 		return err
 	}

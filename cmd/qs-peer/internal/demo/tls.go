@@ -3,11 +3,11 @@ package demo
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
 	"github.com/qs-peer/qs-peer/internal/ca"
-	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // secure makes an authority, which the nodes get their certificates of.
@@ -19,9 +19,12 @@ func (s *show) secure() error {
 	return s.fleet.UseTLS(a)
 }
 
-// lookOn is a command for another terminal.
-func (s *show) lookOn() string {
-	return environment(s.fleet.Client()) + command(s.Binary, "status", "--watch", "--addr", s.manager.Addrs.HTTP)
+// with returns the lines of a shell that run the binary as somebody, if that is not nil.
+func (s *show) with(who *ca.Issued, args ...string) (lines []string) {
+	if who != nil {
+		lines = append(lines, ". "+term.ShellWord(who.Env))
+	}
+	return append(lines, command(append([]string{s.Binary}, args...)...))
 }
 
 // commands start the manager and a worker again on what was kept, and use them.
@@ -35,25 +38,17 @@ func (s *show) commands() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, operator := environment(s.fleet.Client()), environment(s.fleet.Operator())
-	return []string{
-		command(manager...) + " &",
-		command(start...) + " &",
-		client + command(s.Binary, "status", "--addr", s.manager.Addrs.HTTP),
-		client + command(s.Binary, "put", "greeting", "hello", "--addr", s.manager.Addrs.HTTP),
-		client + command(s.Binary, "get", "greeting", "--addr", worker.Addrs.HTTP),
-		operator + command(s.Binary, "snapshot", "--addr", s.manager.Addrs.HTTP),
-	}, nil
+	there := []string{"--addr", s.manager.Addrs.HTTP}
+	return slices.Concat(
+		[]string{command(manager...) + " &", command(start...) + " &"},
+		s.with(s.fleet.Client(), append([]string{"status"}, there...)...),
+		s.with(nil, append([]string{"put", "greeting", "hello"}, there...)...),
+		s.with(nil, "get", "greeting", "--addr", worker.Addrs.HTTP),
+		s.with(s.fleet.Operator(), append([]string{"snapshot"}, there...)...),
+	), nil
 }
 
-// environment is what is put in front of a command of somebody with a certificate.
-func environment(f trust.Files) string {
-	if f == (trust.Files{}) {
-		return ""
-	}
-	return fmt.Sprintf("QS_TLS_CA=%s QS_TLS_CERT=%s QS_TLS_KEY=%s ", term.ShellWord(f.CA), term.ShellWord(f.Cert), term.ShellWord(f.Key))
-}
-
+// command is a line of a shell.
 func command(words ...string) string {
 	quoted := make([]string, len(words))
 	for i, w := range words {
