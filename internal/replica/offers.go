@@ -41,6 +41,14 @@ func (s *offers) distrust(o Offer) {
 	b.fail(time.Now(), distrustBase, distrustBase)
 }
 
+// early records that o is not to be had yet: it is asked for again soon, and does
+// not keep from following a log meanwhile.
+func (s *offers) early(o Offer, now time.Time) {
+	b := s.of(o)
+	b.failures, b.since = hopelessTries, now.Add(-unfetchable)
+	b.fail(now, earlyMax, earlyMax)
+}
+
 // hopeful reports whether one of the offers is worth another try.
 func (s *offers) hopeful(all []Offer, now time.Time) bool {
 	return slices.ContainsFunc(all, func(o Offer) bool { return !s.of(o).hopeless(now, unfetchable) })

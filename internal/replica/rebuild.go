@@ -79,7 +79,7 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 			}
 		case errors.Is(err, ErrTooEarly):
 			r.metrics.fetches.WithLabelValues("early").Inc()
-			r.offers.of(o).fail(time.Now(), offerBase, earlyMax)
+			r.offers.early(o, time.Now())
 			r.board.fail(rebuilding, fmt.Errorf("get snapshot at entry %d: %w", o.Pos.Seq, err))
 		case err != nil:
 			r.metrics.fetches.WithLabelValues("failed").Inc()
