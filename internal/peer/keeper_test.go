@@ -2,6 +2,7 @@ package peer
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/qs-peer/qs-peer/chunker"
@@ -145,5 +146,106 @@ func TestOffersOf(t *testing.T) {
 	}
 	if o := got[1]; o.Pos != a3.Pos || o.Manager {
 		t.Errorf("second is %+v", o)
+	}
+}
+
+// A snapshot beyond all managers' heads is not offered; without managers in reach
+// everything is.
+func TestWithinHeads(t *testing.T) {
+	set, otherSet := txlog.DatasetID{1}, txlog.DatasetID{2}
+	member := func(role gossip.Role, dataset txlog.DatasetID, head uint64) gossip.Member {
+		m := gossip.Member{Facts: gossip.Facts{Role: role, Dataset: dataset}}
+		if head > 0 {
+			m.Head = testPos(head)
+		}
+		return m
+	}
+	for _, tt := range []struct {
+		name   string
+		self   gossip.Member
+		others []gossip.Member
+		want   string
+	}{
+		{"a manager is as far", member(gossip.Worker, set, 0), []gossip.Member{member(gossip.Manager, set, 9)}, "[9 5 3]"},
+		{"one of the managers is", member(gossip.Worker, set, 0), []gossip.Member{member(gossip.Manager, set, 2), member(gossip.Manager, set, 9)}, "[9 5 3]"},
+		{"managers are behind", member(gossip.Worker, set, 0), []gossip.Member{member(gossip.Manager, set, 5)}, "[5 3]"},
+		{"a worker claims more", member(gossip.Worker, set, 0), []gossip.Member{member(gossip.Manager, set, 5), member(gossip.Worker, set, 9)}, "[5 3]"},
+		{"its own log is as far", member(gossip.Worker, set, 9), []gossip.Member{member(gossip.Manager, set, 5)}, "[9 5 3]"},
+		{"its own log is another's", member(gossip.Worker, otherSet, 9), []gossip.Member{member(gossip.Manager, set, 5)}, "[5 3]"},
+		{"a manager that holds nothing yet", member(gossip.Worker, set, 0), []gossip.Member{member(gossip.Manager, set, 0)}, "[9 5 3]"},
+		{"a manager of another dataset", member(gossip.Worker, set, 0), []gossip.Member{member(gossip.Manager, otherSet, 5)}, "[9 5 3]"},
+		{"no manager in reach", member(gossip.Worker, set, 3), []gossip.Member{member(gossip.Worker, set, 3)}, "[9 5 3]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			offers := offered(9, 5, 3)
+			for i := range offers {
+				offers[i].Dataset = set
+			}
+			possible, future := withinHeads(offers, tt.self, tt.others)
+			seqs := []uint64{}
+			for _, o := range possible {
+				seqs = append(seqs, o.Pos.Seq)
+			}
+			if got := fmt.Sprint(seqs); got != tt.want || len(possible)+len(future) != 3 {
+				t.Errorf("possible are %s and %d are not, want %s", got, len(future), tt.want)
+			}
+		})
+	}
+}
+
+// A manager never gives up the newest snapshot that others may open.
+func TestSurplus(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		own    []*snapshot.Snapshot
+		enough []uint64 // seqs of those that are signed enough
+		want   string
+	}{
+		{"all signed", own(9, 7, 5, 3), []uint64{9, 7, 5, 3}, "[5 3]"},
+		{"the newest are not", own(9, 7, 5, 3), []uint64{5, 3}, "[3]"},
+		{"only the oldest is", own(9, 7, 5, 3), []uint64{3}, "[5]"},
+		{"none is", own(9, 7, 5), nil, "[5]"},
+		{"few", own(9), nil, "[]"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := seqsOf(surplus(tt.own, 2, func(s *snapshot.Snapshot) bool { return slices.Contains(tt.enough, s.Manifest.Pos.Seq) }))
+			if got != tt.want {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// The log is trimmed only up to what somebody can begin with.
+func TestMayTrim(t *testing.T) {
+	r := newRig(t, 2)
+	note := func(names ...string) *snapshot.Snapshot {
+		return &snapshot.Snapshot{Manifest: r.truth.Manifest, Note: r.signedAs(&r.truth.Manifest, names...)}
+	}
+	held := func(managers, workers int) []replica.Offer {
+		o := replica.Offer{}
+		for i := range managers + workers {
+			o.Holders = append(o.Holders, replica.Holder{Manager: i < managers})
+		}
+		return []replica.Offer{o}
+	}
+	for name, c := range map[string]struct {
+		own    []*snapshot.Snapshot
+		offers []replica.Offer
+		want   bool
+	}{
+		"an own one with enough":     {own: []*snapshot.Snapshot{note("m1"), note("m1", "m2")}, want: true},
+		"own ones with too few":      {own: []*snapshot.Snapshot{note("m1"), note()}},
+		"two managers offer one":     {offers: held(2, 0), want: true},
+		"a manager and workers":      {offers: held(1, 5)},
+		"too few, and two managers'": {own: []*snapshot.Snapshot{note("m1")}, offers: held(2, 0), want: true},
+		"nothing":                    {},
+	} {
+		if got := r.network.sigs.mayTrim(c.own, c.offers); got != c.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+	if !(&signatures{}).mayTrim(nil, nil) {
+		t.Error("without trusted keys: false")
 	}
 }

@@ -35,7 +35,7 @@ type notary struct {
 	shelf    *shelf
 	sigs     *signatures
 	replayer *replayer // nil: this node signs nothing of others'
-	keep     int
+	keeper   *keeper
 	disputed *doubts
 	logger   *slog.Logger
 
@@ -180,7 +180,7 @@ func (n *notary) wanted(o replica.Offer) bool {
 			newer++
 		}
 	}
-	return newer < n.keep
+	return newer < n.keeper.keep
 }
 
 // witness replays the log up to a snapshot, and signs if the same comes out.
@@ -189,6 +189,7 @@ func (n *notary) witness(ctx context.Context, o replica.Offer, d described) {
 	if err != nil {
 		return
 	}
+	defer n.keeper.retain() // there is one more, or a conflict
 	defer finish()
 	began := time.Now()
 	snap, err := n.replayer.replay(ctx, d)

@@ -1,7 +1,13 @@
 package peer
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +15,8 @@ import (
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/signing"
 	"github.com/qs-peer/qs-peer/internal/signing/signingtest"
+	"github.com/qs-peer/qs-peer/internal/snapshot"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
 // sign gives a node keys: its own, if it is a manager, and whom to believe.
@@ -106,6 +114,189 @@ func TestOneSignatureOfTwo(t *testing.T) {
 	for _, m := range []*testNode{m2, m1} {
 		eventually(t, m.o.Name+" holds two signatures", func() bool {
 			return slices.Equal(m.signedBy(keys, s.InfoHash), []string{"m1", "m2"})
+		})
+	}
+}
+
+// corrupting mints another value than the store holds.
+type corrupting struct{ *lmdbstore.Store }
+
+func (c corrupting) Mint(ctx context.Context, begin func(lmdbstore.SnapshotInfo) (io.Writer, error)) (lmdbstore.SnapshotInfo, error) {
+	return c.Store.Mint(ctx, func(info lmdbstore.SnapshotInfo) (io.Writer, error) {
+		w, err := begin(info)
+		return &flipping{w: w}, err
+	})
+}
+
+type flipping struct {
+	w    io.Writer
+	done bool
+}
+
+func (f *flipping) Write(p []byte) (int, error) {
+	if i := bytes.Index(p, []byte("777777")); i >= 0 && !f.done {
+		f.done = true
+		p = slices.Clone(p)
+		p[i]++
+	}
+	return f.w.Write(p)
+}
+
+// TestCorruptedManager: a manager whose copy is damaged publishes and signs what
+// its log does not lead to. The other one finds out, does not sign, and raises the
+// alarm; nobody opens the snapshot.
+func TestCorruptedManager(t *testing.T) {
+	t.Parallel()
+	keys := signingtest.New(t, "m1", "m2")
+	m1 := newNode(t, "m1", gossip.Manager).sign(keys, 2)
+	m1.start()
+	m1.putMany("a", 1000)
+	m2 := newNode(t, "m2", gossip.Manager, m1).sign(keys, 2)
+	m2.start()
+	m2.caughtUp(m1.put("b", "1"))
+
+	m1.stop()
+	repo, err := snapshot.Open(filepath.Join(m1.o.Data, snapshotsDir), snapshot.Options{Signer: keys.Signer(t, "m1")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := lmdbstore.Open(filepath.Join(m1.o.Data, storeDir), lmdbstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong, err := repo.Mint(t.Context(), corrupting{store}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(store.Close(), repo.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m1.o.Join = []string{m2.p.Addrs().Gossip}
+	m1.start()
+	h := wrong.Manifest.InfoHash.String()
+	eventually(t, "m1 offers the wrong snapshot", func() bool { return slices.Equal(m1.offers(), []string{h}) })
+	eventually(t, "m2 finds out", func() bool {
+		return m2.metric(`qs_signing_replays_total{result="mismatch"}`) == "1" && m2.metric("qs_snapshot_conflicts") == "1"
+	})
+	w := newNode(t, "w1", gossip.Worker, m2).sign(keys, 2)
+	w.start()
+	w.caughtUp(m1.put("c", "1"))
+	for _, n := range []*testNode{m2, w} {
+		if slices.Contains(n.offers(), h) {
+			t.Errorf("%s offers the wrong snapshot", n.o.Name)
+		}
+	}
+	if got := m1.signedBy(keys, h); !slices.Equal(got, []string{"m1"}) {
+		t.Errorf("the wrong snapshot is signed by %q", got)
+	}
+	wantSame(t, m1, m2, w)
+	if left, err := filepath.Glob(filepath.Join(m2.o.Data, replayDir, "*")); err != nil || len(left) > 0 {
+		t.Errorf("the replay left %q, %v", left, err)
+	}
+}
+
+// TestReplayAfterACrash: what a crash left of a replay is removed.
+func TestReplayAfterACrash(t *testing.T) {
+	t.Parallel()
+	keys := signingtest.New(t, "m1", "m2")
+	m := newNode(t, "m1", gossip.Manager).sign(keys, 2)
+	left := filepath.Join(m.o.Data, replayDir, "gen-000001", "data.mdb")
+	m.start()
+	m.stop()
+	if err := errors.Join(os.MkdirAll(filepath.Dir(left), 0o755), os.WriteFile(left, []byte("half"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	m.start()
+	if _, err := os.Stat(left); !os.IsNotExist(err) {
+		t.Errorf("it is still there: %v", err)
+	}
+}
+
+// TestSignedRestart: a signed snapshot is offered again after a restart; when the
+// keys are no longer trusted it is held back, without a restart, and not lost.
+func TestSignedRestart(t *testing.T) {
+	t.Parallel()
+	keys := signingtest.New(t, "m1")
+	m := newNode(t, "m1", gossip.Manager).sign(keys, 1)
+	m.start()
+	m.putMany("a", 500)
+	s := m.mint()
+	last := m.put("b", "1")
+	w := newNode(t, "w1", gossip.Worker, m).sign(keys, 1)
+	w.start()
+	w.caughtUp(last)
+	if got := w.signedBy(keys, s.InfoHash); !slices.Equal(got, []string{"m1"}) {
+		t.Errorf("signed by %q", got)
+	}
+	w.stop()
+	w.start()
+	eventually(t, "it offers the snapshot again", func() bool { return slices.Equal(w.offers(), []string{s.InfoHash}) })
+
+	others := signingtest.New(t, "m9")
+	known, err := os.ReadFile(keys.Trusted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(content []byte) {
+		t.Helper()
+		next := keys.Trusted + ".next"
+		if err := errors.Join(os.WriteFile(next, content, 0o644), os.Rename(next, keys.Trusted)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stranger, err := os.ReadFile(others.Trusted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace(stranger)
+	eventually(t, "it is held back", func() bool {
+		return len(w.offers()) == 0 && w.metric("qs_signing_held_back_snapshots") == "1"
+	})
+	replace(known)
+	eventually(t, "it is offered again", func() bool { return slices.Equal(w.offers(), []string{s.InfoHash}) })
+}
+
+func TestKeyOptions(t *testing.T) {
+	keys := signingtest.New(t, "m1", "m2")
+	strangers := signingtest.New(t, "m1")
+	open := filepath.Join(t.TempDir(), "open")
+	secret, err := os.ReadFile(keys.Path("m1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(open, secret, 0o644), os.Chmod(open, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		role gossip.Role
+		o    Options
+		want string
+	}{
+		"a signing key alone":         {gossip.Manager, Options{SigningKey: keys.Path("m1")}, "needs --trusted-keys"},
+		"required and none trusted":   {gossip.Manager, Options{RequireSignatures: 1}, "needs --trusted-keys"},
+		"a negative number":           {gossip.Worker, Options{TrustedKeys: keys.Trusted, RequireSignatures: -1}, "want 1 or more"},
+		"a worker's signing key":      {gossip.Worker, Options{TrustedKeys: keys.Trusted, SigningKey: keys.Path("m1")}, "for managers"},
+		"a manager without":           {gossip.Manager, Options{TrustedKeys: keys.Trusted}, "--signing-key is missing"},
+		"a key nobody trusts":         {gossip.Manager, Options{TrustedKeys: keys.Trusted, SigningKey: strangers.Path("m1")}, "not among the trusted"},
+		"more than there are":         {gossip.Worker, Options{TrustedKeys: keys.Trusted, RequireSignatures: 3}, "nothing could ever be accepted"},
+		"a key that others can read":  {gossip.Manager, Options{TrustedKeys: keys.Trusted, SigningKey: open}, "lets others at it"},
+		"no such file":                {gossip.Worker, Options{TrustedKeys: open + "x"}, "no such file"},
+		"a signing key to be trusted": {gossip.Worker, Options{TrustedKeys: keys.Path("m1")}, "line 1 is a signing key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, "n", c.role)
+			n.o.TrustedKeys, n.o.SigningKey, n.o.RequireSignatures = c.o.TrustedKeys, c.o.SigningKey, c.o.RequireSignatures
+			p, err := Start(t.Context(), n.o)
+			if err == nil {
+				p.Close(t.Context())
+				t.Fatal("it started")
+			}
+			if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v; want %q in it", err, c.want)
+			}
+			if data := string(secret[len(secret)-20 : len(secret)-1]); strings.Contains(err.Error(), data) {
+				t.Error("the error holds the secret")
+			}
 		})
 	}
 }

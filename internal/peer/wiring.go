@@ -157,7 +157,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	}
 	w.sigs.register(w.reg, w.shelf)
 	witness := &notary{
-		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, sigs: w.sigs, keep: w.o.KeepSnapshots, disputed: keep.disputed,
+		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, sigs: w.sigs, keeper: keep, disputed: keep.disputed,
 		logger: w.logger("signing"), tries: map[chunker.InfoHash]*attempt{}, verdicts: newNotaryMetric(w.reg),
 	}
 	if w.sigs.signer != nil && w.sigs.need > 1 {
