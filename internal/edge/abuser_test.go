@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,7 +21,10 @@ import (
 
 // The abuser is this test's binary, started once more, so that what it uses is not
 // taken for the server's. It comes from 127.0.0.2.
-const abuserEnv = "EDGE_TEST_ABUSE" // MODE COUNT ADDRESS
+const (
+	abuserEnv = "EDGE_TEST_ABUSE"      // MODE COUNT ADDRESS
+	certEnv   = "EDGE_TEST_ABUSE_CERT" // a directory with cert.pem and key.pem, for mode member
+)
 
 // abuser is the process.
 type abuser struct {
@@ -94,7 +98,16 @@ func abuse(spec string) (exit int) {
 	}()
 	dialer := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 	var greeting []byte
+	var certs []tls.Certificate
 	switch mode {
+	case "member":
+		dir := os.Getenv(certEnv)
+		cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem"))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 2
+		}
+		certs = append(certs, cert)
 	case "storm":
 		fmt.Println(storm(dialer, count, addr, over))
 		return 0
@@ -110,12 +123,15 @@ func abuse(spec string) (exit int) {
 		}
 		defer c.Close()
 		opened++
-		if mode != "stall" {
-			c.Write(greeting)
-			continue
-		}
 		c.SetReadDeadline(time.Now().Add(10 * time.Second))
-		tls.Client(&firstWrite{Conn: c}, &tls.Config{InsecureSkipVerify: true}).Handshake()
+		switch mode {
+		case "stall":
+			tls.Client(&firstWrite{Conn: c}, &tls.Config{InsecureSkipVerify: true}).Handshake()
+		case "member":
+			tls.Client(c, &tls.Config{InsecureSkipVerify: true, Certificates: certs}).Handshake()
+		default:
+			c.Write(greeting)
+		}
 	}
 	fmt.Println(opened)
 	<-over

@@ -3,6 +3,7 @@ package edge
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -14,8 +15,8 @@ import (
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
-// maxHandshakes is ListenOptions.MaxHandshakes' default.
-const maxHandshakes = 512
+// The defaults of ListenOptions.
+const maxHandshakes, maxPerIdentity = 512, 512
 
 // abuseBytes is how much memory an abuse may cost at its peak.
 const abuseBytes = 64 << 20
@@ -146,13 +147,15 @@ func TestFloods(t *testing.T) {
 		{"many that say nothing", "silent", conns, TooManyHandshakes, conns - maxHandshakes, 0},
 		{"many that begin a greeting of 15 KiB", "greet", conns, TooManyHandshakes, conns - maxHandshakes, 0},
 		{"many that stop in the middle", "stall", conns / 4, TooManyHandshakes, conns/4 - maxHandshakes, 0},
+		{"one of ours that opens very many", "member", conns / 5, TooManyOfIdentity, conns/5 - maxPerIdentity, 0},
 		{"a storm of handshakes without a certificate", "storm", 800, trust.NoCertificate, 100, 3 * time.Second},
 	} {
 		t.Run(f.name, func(t *testing.T) {
-			if raceDetector && f.mode == "stall" {
+			if raceDetector && (f.mode == "stall" || f.mode == "member") {
 				t.Skip("the race detector takes too long over so many handshakes")
 			}
-			_, server, worker := fleet(t)
+			authority, server, worker := fleet(t)
+			t.Setenv(certEnv, filepath.Dir(authority.Node(t, trust.RoleWorker, "w2").Cert))
 			n := newNode(server)
 			addr := serveEcho(t, n, ListenOptions{HandshakeTimeout: 10 * time.Second})
 			over := make(chan struct{})
