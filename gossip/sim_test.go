@@ -1,9 +1,13 @@
 package gossip_test
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +17,8 @@ import (
 
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/memnet"
+	"github.com/qs-peer/qs-peer/internal/trust"
+	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -20,6 +26,7 @@ import (
 type sim struct {
 	*testing.T
 	net   *memnet.Network
+	ca    *trusttest.Authority // nil: without TLS
 	nodes map[string]*gossip.Gossip
 	reg   map[string]*prometheus.Registry
 }
@@ -29,8 +36,31 @@ const seed = 7
 // simulate runs a scenario in virtual time on a network with some delay.
 func simulate(t *testing.T, scenario func(s *sim)) {
 	t.Helper()
+	simulated(t, false, scenario)
+}
+
+// simulateBoth runs a scenario without TLS and with it.
+func simulateBoth(t *testing.T, scenario func(s *sim)) {
+	t.Helper()
+	t.Run("plain", func(t *testing.T) { simulated(t, false, scenario) })
+	t.Run("tls", func(t *testing.T) { simulated(t, true, scenario) })
+}
+
+// lossy returns how to run a scenario on a network that loses packets: TLS has none.
+func lossy(loss float64) func(*testing.T, func(*sim)) {
+	if loss > 0 {
+		return simulate
+	}
+	return simulateBoth
+}
+
+func simulated(t *testing.T, secure bool, scenario func(s *sim)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &sim{T: t, net: memnet.New(seed), nodes: make(map[string]*gossip.Gossip), reg: make(map[string]*prometheus.Registry)}
+		if secure {
+			s.ca = trusttest.New(t)
+		}
 		s.net.SetDelay(time.Millisecond, 10*time.Millisecond)
 		defer func() {
 			for _, g := range s.nodes {
@@ -46,6 +76,9 @@ func addr(i int) string { return fmt.Sprintf("10.0.0.%d:7946", i) }
 
 func name(i int) string { return fmt.Sprintf("n%02d", i) }
 
+// colo tells nodes of one name apart.
+func colo(i int) string { return fmt.Sprintf("colo-of-%d", i) }
+
 // start starts a node at addr(i), which joins the given addresses.
 func (s *sim) start(name string, i int, join ...string) *gossip.Gossip {
 	s.Helper()
@@ -54,17 +87,77 @@ func (s *sim) start(name string, i int, join ...string) *gossip.Gossip {
 		s.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	g, err := gossip.Start(gossip.Options{
-		Facts:      gossip.Facts{Name: name, Role: gossip.Worker, Colo: fmt.Sprint("colo of ", addr(i)), State: "joining", PeerAddr: ":7947"},
+	o := gossip.Options{
+		Facts:      gossip.Facts{Name: name, Role: gossip.Worker, Colo: colo(i), State: "joining", PeerAddr: ":7947"},
 		Join:       join,
 		Transport:  tr,
 		Registerer: reg,
-	})
+	}
+	if s.ca != nil {
+		o.Transport, o.TLS = nil, s.secure(tr, name, i)
+	}
+	g, err := gossip.Start(o)
 	if err != nil {
 		s.Fatal(err)
 	}
 	s.nodes[name], s.reg[name] = g, reg
 	return g
+}
+
+// secure puts TLS on a transport's streams. Its packets are not used.
+func (s *sim) secure(tr *memnet.Transport, name string, i int) *gossip.TLS {
+	s.Helper()
+	id := trust.Identity{Domain: trusttest.Domain, Role: trust.RoleWorker, Colo: colo(i), Name: name}
+	c, err := trust.Open(trust.Options{Files: s.ca.Issue(s.T, s.TempDir(), id, time.Now().Add(12*time.Hour))})
+	if err != nil {
+		s.Fatal(err)
+	}
+	return &gossip.TLS{
+		Credentials: c,
+		Listener:    tls.NewListener(&memListener{Transport: tr, down: make(chan struct{})}, c.ServerConfig()),
+		Dial: func(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error) {
+			timeout := time.Hour
+			if end, ok := ctx.Deadline(); ok {
+				timeout = time.Until(end)
+			}
+			conn, err := tr.DialTimeout(addr, timeout)
+			if err != nil {
+				return nil, err
+			}
+			secured := tls.Client(conn, c.ClientConfig(check))
+			if err := secured.HandshakeContext(ctx); err != nil {
+				conn.Close()
+				return nil, err
+			}
+			return secured, nil
+		},
+	}
+}
+
+// memListener accepts a transport's streams.
+type memListener struct {
+	*memnet.Transport
+	once sync.Once
+	down chan struct{}
+}
+
+func (l *memListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.StreamCh():
+		return c, nil
+	case <-l.down:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memListener) Close() error {
+	l.once.Do(func() { close(l.down) })
+	return l.Shutdown()
+}
+
+func (l *memListener) Addr() net.Addr {
+	ip, port, _ := l.FinalAdvertiseAddr("", 0)
+	return &net.TCPAddr{IP: ip, Port: port}
 }
 
 // crash ends a node without a word.
@@ -144,7 +237,7 @@ func (s *sim) set(name, state string, seq uint64) {
 func TestConverge(t *testing.T) {
 	for _, loss := range []float64{0, 0.2} {
 		t.Run(fmt.Sprintf("loss %.0f%%", 100*loss), func(t *testing.T) {
-			simulate(t, func(s *sim) {
+			lossy(loss)(t, func(s *sim) {
 				const nodes = 20
 				s.net.SetLoss(loss)
 				for i := range nodes {
@@ -201,7 +294,7 @@ func counter(t *testing.T, r *prometheus.Registry, metric, value string) (sum fl
 func TestPartitionHeals(t *testing.T) {
 	for _, loss := range []float64{0, 0.2} {
 		t.Run(fmt.Sprintf("loss %.0f%%", 100*loss), func(t *testing.T) {
-			simulate(t, func(s *sim) {
+			lossy(loss)(t, func(s *sim) {
 				const nodes = 6
 				var left, right []string
 				for i := range nodes {
@@ -234,7 +327,7 @@ func TestPartitionHeals(t *testing.T) {
 }
 
 func TestCrashLeaveAndReturn(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		for i := range 6 {
 			s.start(name(i), i+1, addr(1))
 		}
@@ -266,7 +359,7 @@ func TestCrashLeaveAndReturn(t *testing.T) {
 }
 
 func TestLeaveAndClose(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		alone := s.start("alone", 9)
 		if err := alone.Leave(time.Second); err != nil {
 			t.Errorf("leave of a lonely node: %v", err)
@@ -316,7 +409,7 @@ func TestForget(t *testing.T) {
 
 // A node that comes back with its clock hours behind is believed all the same.
 func TestClockBack(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		for i := range 5 {
 			s.start(name(i), i+1, addr(1))
 		}
@@ -336,7 +429,7 @@ func TestClockBack(t *testing.T) {
 }
 
 func TestOneNameTwice(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		a := s.start("a", 1)
 		s.start("b", 2, addr(1))
 		twin := s.start("twin", 3, addr(1))
@@ -346,7 +439,7 @@ func TestOneNameTwice(t *testing.T) {
 		defer newcomer.Close()
 		for range 90 {
 			time.Sleep(time.Second)
-			if m, _ := find(a, "twin"); m.Addr != addr(3) || m.Colo != "colo of "+addr(3) || m.Liveness != gossip.Alive {
+			if m, _ := find(a, "twin"); m.Addr != addr(3) || m.Colo != colo(3) || m.Liveness != gossip.Alive {
 				t.Fatalf("the first is not kept: %+v", m)
 			}
 		}
@@ -371,7 +464,7 @@ func TestOneNameTwice(t *testing.T) {
 // A node whose friends all vanished finds them again when they return, though
 // they do not know it.
 func TestEverybodyElseVanishes(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		s.start("seed", 1)
 		s.start("lonely", 2, addr(1))
 		s.within(10*time.Second, "2 nodes know each other", s.all)
@@ -383,7 +476,7 @@ func TestEverybodyElseVanishes(t *testing.T) {
 }
 
 func TestLateSeed(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		s.start("early", 1, addr(2), addr(3))
 		time.Sleep(10 * time.Minute)
 		s.start("late", 3)
@@ -392,7 +485,7 @@ func TestLateSeed(t *testing.T) {
 }
 
 func TestUpdateStorm(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		for i := range 3 {
 			s.start(name(i), i+1, addr(1))
 		}
@@ -415,7 +508,7 @@ func TestUpdateStorm(t *testing.T) {
 
 // Nodes of another dataset are listed, and told apart by their facts.
 func TestOtherDataset(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		s.start("a", 1)
 		s.start("b", 2, addr(1))
 		mine, other := txlog.DatasetID{1}, txlog.DatasetID{2}
@@ -430,7 +523,7 @@ func TestOtherDataset(t *testing.T) {
 }
 
 func TestChanged(t *testing.T) {
-	simulate(t, func(s *sim) {
+	simulateBoth(t, func(s *sim) {
 		a := s.start("a", 1)
 		b := s.start("b", 2, addr(1))
 		s.within(10*time.Second, "2 nodes know each other", s.all)
