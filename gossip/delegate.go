@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/qs-peer/qs-peer/gossip/internal/mesh"
 )
 
 // delegate is what memberlist calls. Some of its calls hold memberlist's own
@@ -81,7 +83,7 @@ func (d delegate) NotifyAlive(n *memberlist.Node) error {
 		return fmt.Errorf("it speaks version %d of %d to %d and delegate version %d of %d to %d, and this node %d and 0",
 			n.PCur, n.PMin, n.PMax, n.DCur, n.DMin, n.DMax, protocol)
 	case !d.view.introduced(keyOf(n)):
-		d.metrics.dropped.WithLabelValues(string(noRecord)).Inc()
+		d.metrics.dropped.WithLabelValues(string(mesh.Unknown)).Inc()
 		return errors.New("no verified record of it is known")
 	}
 	return nil
@@ -138,6 +140,9 @@ func (g *Gossip) learn(r record) {
 	case applied:
 		g.metrics.records.WithLabelValues("applied").Inc()
 		g.broadcast(r)
+		if g.mesh != nil {
+			g.mesh.Introduce(r.name, r.addr)
+		}
 	case stale:
 		g.metrics.records.WithLabelValues("stale").Inc()
 	case overflow:

@@ -49,7 +49,6 @@ const (
 	badRecord trust.Reason = "bad_record"
 	unsigned  trust.Reason = "unsigned"
 	wrongColo trust.Reason = "wrong_colo"
-	noRecord  trust.Reason = "no_record" // a member of which there is no verified record
 )
 
 func refuse(r trust.Reason, format string, args ...any) error {

@@ -30,6 +30,7 @@ import (
 	"github.com/hashicorp/memberlist"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/qs-peer/qs-peer/gossip/internal/mesh"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -174,7 +175,8 @@ type Gossip struct {
 	log       *slog.Logger
 	join      []string
 	view      *view
-	notary    *notary // nil: no TLS
+	notary    *notary         // nil: no TLS
+	mesh      *mesh.Transport // nil: no TLS
 	refused   func(reason trust.Reason, who string, err error)
 	metrics   *metrics
 	list      *memberlist.Memberlist

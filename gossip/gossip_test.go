@@ -43,6 +43,7 @@ func find(g *gossip.Gossip, name string) (gossip.Member, bool) {
 // Three processes' worth of gossip over real sockets on loopback: they find
 // each other, hear updates, notice a crash and a leave.
 func TestSockets(t *testing.T) {
+	t.Parallel()
 	start := func(name string, role gossip.Role, join ...string) *gossip.Gossip {
 		g, err := gossip.Start(gossip.Options{
 			Facts: gossip.Facts{Name: name, Role: role, Colo: "here", PeerAddr: "0.0.0.0:7", HTTPAddr: ":8", SwarmAddr: "1.2.3.4:9"},

@@ -51,6 +51,8 @@ func (g *Gossip) listenTLS(o Options) (_ memberlist.Transport, local bool, _ err
 	if err := g.metrics.register(m.Collectors()...); err != nil {
 		return nil, false, errors.Join(err, m.Shutdown())
 	}
+	g.mesh = m
+	m.Start()
 	addr, ok := o.TLS.Listener.Addr().(*net.TCPAddr)
 	return m, ok && addr.IP.IsLoopback(), nil
 }

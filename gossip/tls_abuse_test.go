@@ -47,11 +47,15 @@ func encoded(t testing.TB, kind byte, parts ...any) []byte {
 // fields are a message's, by name.
 type fields map[string]any
 
-// alive is what announces a member of memberlist's.
+// member is what announces one of memberlist's, in a message or, as Name, in a state.
+func member(name string, port int, incarnation uint32) fields {
+	return fields{
+		"Node": name, "Name": name, "Addr": []byte{127, 0, 0, 1}, "Port": port, "Incarnation": incarnation, "Vsn": []byte{1, 5, 2, 0, 0, 0},
+	}
+}
+
 func alive(t testing.TB, name string, port int, incarnation uint32) []byte {
-	return encoded(t, aliveMsg, fields{
-		"Node": name, "Addr": []byte{127, 0, 0, 1}, "Port": port, "Incarnation": incarnation, "Vsn": []byte{1, 5, 2, 0, 0, 0},
-	})
+	return encoded(t, aliveMsg, member(name, port, incarnation))
 }
 
 // insider has a certificate and writes what it likes.
@@ -96,11 +100,15 @@ func (in *insider) write(conn *tls.Conn, b []byte) {
 func (in *insider) packet(b []byte) { in.Helper(); in.write(in.conn, frame(b)) }
 
 // exchange sends the state of a push-pull and waits for the answer.
-func (in *insider) exchange(n *secured, user []byte) []byte {
+func (in *insider) exchange(n *secured, user []byte, nodes ...fields) []byte {
 	in.Helper()
 	conn := in.dial(n)
 	defer conn.Close()
-	in.write(conn, append([]byte("S"), frame(encoded(in.T, pushPullMsg, fields{"Nodes": 0, "UserStateLen": len(user), "Join": false}, user))...))
+	parts := []any{fields{"Nodes": len(nodes), "UserStateLen": len(user), "Join": false}}
+	for _, n := range nodes {
+		parts = append(parts, n)
+	}
+	in.write(conn, append([]byte("S"), frame(encoded(in.T, pushPullMsg, append(parts, user)...))...))
 	b, err := io.ReadAll(conn)
 	if err != nil {
 		in.Logf("exchange: %v", err)
@@ -129,6 +137,7 @@ func later() uint64 { return uint64(time.Now().Add(time.Hour).UnixNano()) }
 // A record counts only if the one whom it is about signed it, and if it says of
 // that one what the certificate says: on whatever way it came, from whomever.
 func TestForgedRecords(t *testing.T) {
+	t.Parallel()
 	ca, stranger := trusttest.New(t), trusttest.New(t)
 	m := startTLS(t, ca.Open(t, trust.RoleManager, "m1"))
 	w := startTLS(t, ca.Open(t, trust.RoleWorker, "w1"), m.Addr().String())
@@ -217,18 +226,20 @@ func sealStranger(t *testing.T, ca *trusttest.Authority, addr string) []byte {
 
 // Nobody becomes a member, or moves, because somebody says so.
 func TestFalseMembers(t *testing.T) {
+	t.Parallel()
 	ca := trusttest.New(t)
 	m := startTLS(t, ca.Open(t, trust.RoleManager, "m1"))
 	w := startTLS(t, ca.Open(t, trust.RoleWorker, "w1"), m.Addr().String())
 	waitFor(t, "both know each other", func() bool { return together(m, w) })
 	in := intrude(t, ca.Open(t, trust.RoleWorker, "w9"), w)
 	dropped := func() int { return int(counter(t, w.reg, "qs_gossip_dropped_total", "no_record")) }
-	for i, b := range [][]byte{
-		alive(t, "ghost", 9, 1),
-		alive(t, "m1", 9, 1<<20), // who is elsewhere
-		alive(t, "w9", 9, 1),     // itself, without a record
+	for i, m := range []fields{
+		member("ghost", 9, 1),
+		member("m1", 9, 1<<20), // who is elsewhere
+		member("w9", 9, 1),     // itself, without a record
 	} {
-		in.packet(b)
+		in.packet(encoded(t, aliveMsg, m))
+		in.exchange(w, gossip.State(), m)
 		waitFor(t, "it is refused", func() bool { return dropped() == i+1 })
 	}
 	for _, n := range []*secured{m, w} {
@@ -243,6 +254,7 @@ func TestFalseMembers(t *testing.T) {
 // A record that comes with the hash of certificates which a node does not know has
 // it ask for them.
 func TestCertificatesAreAskedFor(t *testing.T) {
+	t.Parallel()
 	ca := trusttest.New(t)
 	m := startTLS(t, ca.Open(t, trust.RoleManager, "m1"))
 	w := startTLS(t, ca.Open(t, trust.RoleWorker, "w1"), m.Addr().String())
@@ -266,6 +278,7 @@ func TestCertificatesAreAskedFor(t *testing.T) {
 
 // Nodes of both kinds do not mix.
 func TestPlainNodes(t *testing.T) {
+	t.Parallel()
 	ca := trusttest.New(t)
 	m := startTLS(t, ca.Open(t, trust.RoleManager, "m1"))
 	plain, err := gossip.Start(gossip.Options{
@@ -319,6 +332,7 @@ func TestStartTLSRefuses(t *testing.T) {
 // Certificates are replaced while all runs: nobody is lost, and the new ones are
 // what counts once the old ones are over.
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	ca := trusttest.New(t)
 	const life = 6 * time.Second
 	expires := time.Now().Add(life)
@@ -410,7 +424,7 @@ func TestFloodingMember(t *testing.T) {
 		alive(t, "ghost", 9, 1),
 		make([]byte, 32<<10),
 	}
-	const duration = 6 * time.Second
+	const duration = 4 * time.Second
 	stop := time.Now().Add(duration)
 	var flooders sync.WaitGroup
 	sent := make([]int, len(floods)*len(nodes))

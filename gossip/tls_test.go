@@ -98,6 +98,7 @@ func (n *secured) set(t *testing.T, state string, seq uint64) {
 
 // Five nodes find each other, hear updates, and notice a leave and a crash.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	ca := trusttest.New(t)
 	m := startTLS(t, ca.Open(t, trust.RoleManager, "m1"))
 	nodes := []*secured{m}

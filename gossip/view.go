@@ -260,7 +260,8 @@ func (v *view) roomFor(k key) bool {
 func (v *view) where(name, addr string) (there, known bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.records[key{name, addr}] != nil, v.members[name] != nil
+	k := key{name, addr}
+	return v.records[k] != nil || k == v.self.key, v.members[name] != nil
 }
 
 // introduced reports whether k may be a member: with signed records, only who was

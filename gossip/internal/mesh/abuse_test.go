@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -349,6 +350,45 @@ func TestExchangesAreBounded(t *testing.T) {
 		synctest.Wait()
 		if held := m.held.Load(); held != 0 {
 			t.Errorf("%d bytes are held by nobody", held)
+		}
+	})
+}
+
+// Who is said to be alive is believed once it is known, and for so long only.
+func TestWaiting(t *testing.T) {
+	meshed(t, func(t *testing.T, _ *trusttest.Authority, _ *wire, m, n *node) {
+		live := func(name string, port uint16, incarnation uint32) []byte {
+			return message(t, aliveMsg, alive{Node: name, Addr: []byte{10, 0, 0, 3}, Port: port, Incarnation: incarnation})
+		}
+		n.to(live("w2", 7946, 1), "m1", a1)
+		n.to(live("w2", 7946, 2), "m1", a1)
+		n.to(live("w2", 9, 3), "m1", a1) // where it is not
+		if _, packets := m.seen(); len(packets) > 0 {
+			t.Fatalf("%q was believed", packets)
+		}
+		m.Introduce("w2", a2)
+		m.know("w2", a3)
+		m.Introduce("w2", a3)
+		m.Introduce("w2", a3)
+		n.to(live("w2", 7946, 4), "m1", a1)
+		if _, packets := m.seen(); !slices.Equal(packets, []string{string(live("w2", 7946, 2)), string(live("w2", 7946, 4))}) {
+			t.Errorf("%q were believed", packets)
+		}
+		time.Sleep(waitingTime)
+		n.to(live("ghost", 1, 1), "m1", a1)
+		if got := m.drops(Unknown); got != 1 {
+			t.Errorf("%d were given up, want 1", got)
+		}
+		for i := range uint16(maxWaiting + 10) {
+			n.to(live("ghost", i+2, 1), "m1", a1)
+			time.Sleep(time.Second / messageRate)
+		}
+		if got := m.drops(Unknown); got != 12 || len(m.waiting.all) != maxWaiting || len(m.waiting.order) != maxWaiting {
+			t.Errorf("%d were given up, and %d wait", got, len(m.waiting.all))
+		}
+		n.to([]byte{aliveMsg, 0xc1}, "m1", a1)
+		if m.drops(Malformed) != 1 {
+			t.Error("junk was taken")
 		}
 	})
 }

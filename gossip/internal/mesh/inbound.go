@@ -180,7 +180,7 @@ func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 		drop(err)
 	}
 	var flooded error
-	// A record first: memberlist believes in a member whose record is known.
+	// Who is told of becomes known before others say that it is alive.
 	for _, m := range parts {
 		if m[0] == userMsg && t.o.Message(c.id, m[1:]) {
 			bad++
@@ -199,10 +199,19 @@ func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 			continue
 		}
 		p := &memberlist.Packet{Buf: m, From: c.RemoteAddr(), Timestamp: now}
-		select {
-		case t.packets <- p:
-		case <-t.ctx.Done():
-			return t.ctx.Err()
+		if m[0] == aliveMsg {
+			about, err := aliveOf(m)
+			if err != nil {
+				drop(err)
+				continue
+			}
+			if there, _ := t.o.Where(about.Name, about.Addr); !there {
+				t.wait(about, p, c.id)
+				continue
+			}
+		}
+		if err := t.deliver(p); err != nil {
+			return err
 		}
 	}
 	if flooded != nil {

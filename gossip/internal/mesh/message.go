@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"net"
+	"strconv"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
 	"github.com/hashicorp/memberlist"
@@ -49,6 +51,14 @@ type (
 		SourceAddr []byte
 		SourcePort uint16
 		SourceNode string
+	}
+	alive struct {
+		Incarnation uint32
+		Node        string
+		Addr        []byte
+		Port        uint16
+		Meta        []byte
+		Vsn         []uint8
 	}
 	stateHeader struct {
 		Nodes        int
@@ -137,6 +147,15 @@ func checkMessage(b []byte, from string) error {
 		return &trust.RefusedError{Reason: FalseSource, Err: fmt.Errorf("a ping claims to come from %q, and %q sent it", clip(source), from)}
 	}
 	return nil
+}
+
+// aliveOf returns of whom an alive message is.
+func aliveOf(b []byte) (memberlist.Address, error) {
+	var m alive
+	if err := newDecoder(bytes.NewReader(b[1:])).Decode(&m); err != nil {
+		return memberlist.Address{}, malformed("alive message: %w", err)
+	}
+	return memberlist.Address{Name: m.Node, Addr: net.JoinHostPort(net.IP(m.Addr).String(), strconv.Itoa(int(m.Port)))}, nil
 }
 
 // splitState returns the user's part of a state exchange.

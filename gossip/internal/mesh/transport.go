@@ -25,6 +25,7 @@ const (
 	Flood       trust.Reason = "flood"        // more than a member may send
 	TooMany     trust.Reason = "too_many"     // connections or exchanges at a time
 	Slow        trust.Reason = "slow"         // what began did not end in time
+	Unknown     trust.Reason = "no_record"    // a member that did not become known
 )
 
 // Dial connects to an address, with TLS, and returns the connection if check is
@@ -38,7 +39,8 @@ type Options struct {
 	Listener net.Listener
 	Dial     Dial
 	// Where says whether a node is known to be at an address, and if not, whether it
-	// is known at all. It is called with locks held and calls nobody back.
+	// is known at all. It is called with locks held and calls nobody back. Whoever
+	// becomes known is to be told to Introduce.
 	Where func(name, addr string) (there, known bool)
 	// Message takes a user message of a packet, and says whether it was bad: nobody
 	// sends such who is honest.
@@ -58,6 +60,7 @@ type Transport struct {
 	packets chan *memberlist.Packet
 	streams chan net.Conn
 	roster  roster
+	waiting waiting
 	links   links
 	held    atomic.Int64 // bytes of states that are being received or handled
 	lost    *prometheus.CounterVec
@@ -69,13 +72,14 @@ type Transport struct {
 
 var _ memberlist.NodeAwareTransport = (*Transport)(nil)
 
-// New begins to accept connections.
+// New returns a transport that does nothing before Start.
 func New(o Options) *Transport {
 	t := &Transport{
 		o:       o,
 		packets: make(chan *memberlist.Packet),
 		streams: make(chan net.Conn),
 		roster:  roster{members: make(map[trust.Identity]*member), names: make(map[string]int)},
+		waiting: waiting{all: make(map[memberlist.Address]waiter)},
 		links:   links{all: make(map[memberlist.Address]*link)},
 		lost: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_gossip_packets_lost_total",
@@ -86,9 +90,13 @@ func New(o Options) *Transport {
 		t.o.Logger = slog.New(slog.DiscardHandler)
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t
+}
+
+// Start begins to accept connections.
+func (t *Transport) Start() {
 	t.wg.Add(1)
 	go t.accept()
-	return t
 }
 
 // Collectors returns the transport's metrics.

@@ -125,6 +125,7 @@ func (w *wire) start(t *testing.T, c *trust.Credentials, addr string) *node {
 			}
 		},
 	})
+	n.Start()
 	taken := make(chan struct{})
 	go func() {
 		defer close(taken)
