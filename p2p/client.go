@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,7 @@ var errTimeout = errors.New("the peer took too long")
 type Client struct {
 	name    string
 	signed  bool
+	show    func() []byte
 	http    *http.Client
 	pieces  *http.Client // connections of their own: a piece may hold one for long
 	sources sources
@@ -53,6 +55,9 @@ type ClientOptions struct {
 	// SignedHeads asks for signed heads with each log stream, and refuses peers
 	// that send none.
 	SignedHeads bool
+	// ShowHead returns a signed head that is shown to peers whose log is asked
+	// for, nil for none. Default: none.
+	ShowHead func() []byte
 	// Download limits what is received. Default: no limit.
 	Download *Budget
 	// Dial connects to other peers. Default: TCP, without TLS.
@@ -65,6 +70,9 @@ type ClientOptions struct {
 func NewClient(o ClientOptions) *Client {
 	if o.Dial == nil {
 		o.Dial = dialPlain
+	}
+	if o.ShowHead == nil {
+		o.ShowHead = func() []byte { return nil }
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -91,6 +99,7 @@ func NewClient(o ClientOptions) *Client {
 	return &Client{
 		name:    o.Name,
 		signed:  o.SignedHeads,
+		show:    o.ShowHead,
 		http:    &http.Client{Transport: small, CheckRedirect: refuseRedirect},
 		pieces:  &http.Client{Transport: pieces, CheckRedirect: refuseRedirect},
 		budget:  o.Download,
@@ -117,6 +126,11 @@ func (c *Client) get(ctx context.Context, via *http.Client, to Target, path stri
 	}
 	if c.name != "" {
 		req.Header.Set(nodeHeader, c.name)
+	}
+	if path == logPath {
+		if note := c.show(); len(note) > 0 && len(note) <= MaxSignedHead {
+			req.Header.Set(headHeader, base64.StdEncoding.EncodeToString(note))
+		}
 	}
 	resp, err := via.Do(req)
 	if err != nil {

@@ -53,6 +53,9 @@
 //	     which the answer confirms with Qs-Heads: signed. It is sent behind the
 //	     entry that it is of, or, to say how long the log is, before the entries
 //
+// Who asks for the log may show a signed head that it knows (Qs-Head, base64), by
+// which the sender notices when its own log is not what was signed.
+//
 // A position that the sender no longer holds is 410 Gone with a JSON body that
 // becomes a *txlog.TrimmedError again; a diverged one 409 and a
 // *txlog.DivergedError; another dataset 421 and ErrOtherDataset; a snapshot that

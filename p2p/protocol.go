@@ -27,6 +27,7 @@ const (
 	headsQuery  = "heads"
 	headsHeader = "Qs-Heads"
 	headsSigned = "signed"
+	headHeader  = "Qs-Head" // a signed head that the asker knows, in base64
 
 	logPath      = "/p2p/v1/log"
 	snapshotPath = "/p2p/v1/snapshot/"

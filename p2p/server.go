@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -41,6 +42,9 @@ type ServerOptions struct {
 	Log *txlog.Log
 	// Heads are sent to peers that ask for signed heads. Default: there are none.
 	Heads Heads
+	// Witness is told of the signed heads that those who ask for the log show,
+	// unverified, and who they are. Default: nobody is.
+	Witness func(note []byte, who string)
 	// Snapshot returns the manifest and the metainfo of a snapshot that this
 	// node holds. Required.
 	Snapshot func(chunker.InfoHash) (manifest, metainfo []byte, ok bool)
@@ -172,6 +176,7 @@ func (s *Server) snapshot(pick func(manifest, metainfo []byte) []byte) http.Hand
 
 // log serves a log stream.
 func (s *Server) log(w http.ResponseWriter, r *http.Request) {
+	s.witness(r)
 	reader, after, err := s.open(r)
 	if err != nil {
 		s.metrics.refused.Inc()
@@ -199,6 +204,19 @@ func (s *Server) log(w http.ResponseWriter, r *http.Request) {
 	}
 	err = s.stream(r.Context(), w, reader, after, heads)
 	s.o.Logger.Debug("log stream ended", "peer", r.RemoteAddr, "error", err)
+}
+
+// witness passes on the signed head that an asker shows, also one whose request is
+// refused then.
+func (s *Server) witness(r *http.Request) {
+	text := r.Header.Get(headHeader)
+	if text == "" || s.o.Witness == nil || len(text) > base64.StdEncoding.EncodedLen(MaxSignedHead) {
+		return
+	}
+	if note, err := base64.StdEncoding.DecodeString(text); err == nil {
+		id, _ := authorise(r.TLS)
+		s.o.Witness(note, nameOf(id, r.RemoteAddr))
+	}
 }
 
 // open checks a request for a log stream and opens the log for it.

@@ -59,3 +59,19 @@ func (e *ForkError) Error() string {
 		"Find out which history is right, empty the data directory of nodes that hold the other, then remove the evidence and restart",
 		e.Dataset, e.Seq, e.Path)
 }
+
+// LostError means that this writer's log ends before an entry that was signed: it
+// was restored from an old copy, or its disk lost the end. To write on would fork
+// the dataset.
+type LostError struct {
+	Dataset txlog.DatasetID
+	Signed  txlog.Pos // as From showed
+	Head    txlog.Pos // of this node's log
+	From    string
+}
+
+func (e *LostError) Error() string {
+	return fmt.Sprintf("the writer of dataset %s lost entries: its log ends at entry %d, and %s has its signature under entry %d. No more writes are taken. "+
+		"Restore the log, or start the writer on a copy of a follower's data directory that has them",
+		e.Dataset, e.Head.Seq, e.From, e.Signed.Seq)
+}

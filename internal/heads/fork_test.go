@@ -250,7 +250,7 @@ func TestNoForks(t *testing.T) {
 				if took := time.Since(began); took > inquireWithin {
 					t.Errorf("it took %v", took)
 				}
-				if f.guard.Fork() != nil || f.metric("qs_log_forked", "") != 0 {
+				if f.guard.Halt() != nil || f.metric("qs_log_forked", "") != 0 {
 					t.Error("took that for a fork")
 				}
 				if f.log.Head() != at(c.have, len(c.have)) {
@@ -280,14 +280,14 @@ func TestUnreadableEvidence(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.restart()
-	if f.guard.Fork() != nil {
+	if f.guard.Halt() != nil {
 		t.Error("any file counts as evidence")
 	}
 	if err := os.WriteFile(filepath.Join(dir, "fork-1.json"), []byte("{"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	f.restart()
-	if f.guard.Fork() == nil {
+	if f.guard.Halt() == nil {
 		t.Error("unreadable evidence does not count")
 	}
 }

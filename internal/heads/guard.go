@@ -19,12 +19,14 @@ import (
 // maxPledges is how many heads of entries to come are remembered.
 const maxPledges = 64
 
-// GuardOptions configure a Guard. All but the last two are required.
+// GuardOptions configure a Guard. All but the last three
+// are required.
 type GuardOptions struct {
 	Trusted    *signing.Trusted
 	Book       *Book
 	Log        *txlog.Log            // the node's own
 	Evidence   string                // the directory for it
+	Writer     bool                  // this node appends to its log itself
 	Logger     *slog.Logger          // default: discarded
 	Registerer prometheus.Registerer // default: none
 }
@@ -40,7 +42,8 @@ type Guard struct {
 	heard   time.Time  // when it was, or the start
 	pledges []pledge
 	streams uint64 // how many there were
-	fork    *ForkError
+	halt    error
+	halted  chan struct{} // closed when halt is set
 }
 
 // pledge is a verified head of an entry that this node does not have: when it
@@ -59,7 +62,10 @@ func NewGuard(o GuardOptions) (*Guard, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for evidence of a fork: %w", err)
 	}
-	g := &Guard{o: o, heard: time.Now(), fork: fork}
+	g := &Guard{o: o, heard: time.Now(), halted: make(chan struct{})}
+	if fork != nil {
+		g.stop(fork)
+	}
 	if h := o.Book.Newest(); h.Note != nil {
 		if h, err := verify(o.Trusted, h.Note, txlog.DatasetID{}); err == nil {
 			g.newest = h
@@ -87,11 +93,27 @@ func (g *Guard) since() time.Time {
 	return g.heard
 }
 
-// Fork returns why nothing may be applied, nil if all is well.
-func (g *Guard) Fork() *ForkError {
+// Halt returns why nothing may be applied or written any more, nil if all is
+// well: a *ForkError or, on the writer, a *LostError.
+func (g *Guard) Halt() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.fork
+	return g.halt
+}
+
+// Halted returns a channel that is closed when Halt returns an error.
+func (g *Guard) Halted() <-chan struct{} { return g.halted }
+
+// stop makes Halt return err, and reports whether it was the first.
+func (g *Guard) stop(err error) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.halt != nil {
+		return false
+	}
+	g.halt = err
+	close(g.halted)
+	return true
 }
 
 // verify opens a note that an upstream sent.
@@ -231,14 +253,42 @@ func (g *Guard) forked(from string, seq uint64, ours, theirs Side) error {
 		g.o.Logger.Error("evidence of a fork could not be kept", "path", path, "err", err)
 	}
 	fork := &ForkError{Dataset: g.o.Log.Dataset(), Seq: seq, Path: path}
-	g.mu.Lock()
-	if g.fork == nil {
-		g.fork = fork
-	}
-	g.mu.Unlock()
+	g.stop(fork)
 	g.o.Logger.Error("the dataset is forked: two histories were signed; nothing is applied until an operator decides",
 		"seq", seq, "ours", ours.Hash, "theirs", theirs.Hash, "from", from, "evidence", path)
 	return fork
+}
+
+// Witness takes in a head that somebody shows who asks for this node's log.
+// Others may know of a fork, or of entries that were lost here, before we do.
+func (g *Guard) Witness(note []byte, from string) {
+	if g.Halt() != nil {
+		return
+	}
+	h, fault := g.verify(note, g.o.Log.Dataset())
+	if fault != nil {
+		return // why it does not count is the asker's affair
+	}
+	switch head := g.o.Log.Head(); {
+	case h.Pos.Seq <= head.Seq:
+		if _, forked := errors.AsType[*ForkError](g.check(h, from)); !forked {
+			return // that our own tail is wrong is found out from those we follow
+		}
+	case g.o.Writer:
+		g.lost(h, head, from)
+	default:
+		g.pledge(h, 0)
+	}
+}
+
+// lost stops the writer before it writes other entries in the place of those that
+// were signed. The book remembers it.
+func (g *Guard) lost(h Signed, head txlog.Pos, from string) {
+	err := &LostError{Dataset: h.Dataset, Signed: h.Pos, Head: head, From: from}
+	if g.stop(err) {
+		g.o.Book.Add(h, 0)
+		g.o.Logger.Error("this writer's log lost entries that it signed; it takes no more writes", "err", err)
+	}
 }
 
 // Source is an upstream's log being streamed; *p2p.Stream is one, but for Next.
@@ -262,8 +312,8 @@ type Open func(ctx context.Context, after txlog.Pos) (Source, error)
 // and a *FaultError if it can not. Of the writer also an end before our head is
 // looked into.
 func (g *Guard) Follow(ctx context.Context, from string, writer bool, after txlog.Pos, open Open) (*Stream, error) {
-	if fork := g.Fork(); fork != nil {
-		return nil, fork
+	if halt := g.Halt(); halt != nil {
+		return nil, halt
 	}
 	src, err := open(ctx, after)
 	if err == nil {

@@ -3,7 +3,6 @@ package heads
 import (
 	"context"
 	"errors"
-	"sort"
 	"time"
 
 	"github.com/qs-peer/qs-peer/txlog"
@@ -15,56 +14,61 @@ const inquireWithin = 5 * time.Second
 // maxIdle is how many signs of life an upstream may give instead of entries.
 const maxIdle = 3
 
+// near is how many heads that are kept may lie between a position that both hold
+// and where the histories differ: to read them is cheaper than to ask again.
+const near = 16
+
 // inquire asks an upstream that refused our position for the history that it
 // has instead, from a position that both hold, up to a signed head. nil: nothing
 // is proved.
 func (g *Guard) inquire(ctx context.Context, from string, open Open) error {
 	ctx, cancel := context.WithTimeout(ctx, inquireWithin)
 	defer cancel()
-	common, ok := g.common(ctx, open)
-	if !ok {
-		return nil
+	for _, pos := range g.common(ctx, open) {
+		src, err := open(ctx, pos)
+		if _, trimmed := errors.AsType[*txlog.TrimmedError](err); trimmed {
+			continue
+		}
+		if err != nil {
+			return nil
+		}
+		defer src.Close()
+		defer context.AfterFunc(ctx, func() { src.Close() })()
+		return g.compare(src, from, pos)
 	}
-	src, err := open(ctx, common)
-	if err != nil {
-		return nil
-	}
-	defer src.Close()
-	defer context.AfterFunc(ctx, func() { src.Close() })()
-	return g.compare(src, from, common)
+	return nil
 }
 
-// common returns the last position in our book that the upstream holds, or where
-// our log begins.
-func (g *Guard) common(ctx context.Context, open Open) (txlog.Pos, bool) {
-	places := g.o.Book.places()
-	var failed error
-	// Heads that we hold no more, or do not hold yet, prove nothing of our history.
-	n := sort.Search(len(places), func(i int) bool {
-		if failed != nil || holds(g.o.Log, places[i]) != nil {
-			return true
+// common returns positions of our log that the upstream may hold, too, the first
+// one certainly if it still reaches back to it.
+func (g *Guard) common(ctx context.Context, open Open) []txlog.Pos {
+	base, places := g.o.Log.Base(), []txlog.Pos(nil)
+	for _, pos := range g.o.Book.places() {
+		// Heads of entries that we hold no more, or not yet, prove nothing of ours.
+		if pos.Seq > base.Seq && pos.Seq < g.o.Log.Head().Seq {
+			places = append(places, pos)
 		}
+	}
+	places = append([]txlog.Pos{base}, places...)
+	held, refused := 0, len(places)
+	for refused-held > near {
+		i := (held + refused) / 2
 		src, err := open(ctx, places[i])
 		if err == nil {
 			src.Close()
-			return false
 		}
-		if _, ok := errors.AsType[*txlog.TrimmedError](err); ok {
-			return false
+		_, diverged := errors.AsType[*txlog.DivergedError](err)
+		_, trimmed := errors.AsType[*txlog.TrimmedError](err)
+		switch {
+		case diverged:
+			refused = i
+		case err == nil || trimmed:
+			held = i
+		default:
+			return nil
 		}
-		if _, ok := errors.AsType[*txlog.DivergedError](err); !ok {
-			failed = err
-		}
-		return true
-	})
-	if failed != nil {
-		return txlog.Pos{}, false
 	}
-	base := g.o.Log.Base()
-	if n == 0 || places[n-1].Seq < base.Seq {
-		return base, true
-	}
-	return places[n-1], true
+	return places[held:refused]
 }
 
 // compare reads what follows a common position until it differs from our log,

@@ -24,9 +24,9 @@ func newGuardMetrics(reg prometheus.Registerer, g *Guard) guardMetrics {
 		Name: "qs_heads_age_seconds", Help: "Time since a newer signed head was verified than all before, by this node's clock; since the start, if none was."},
 		func() float64 { return time.Since(g.since()).Seconds() })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "qs_log_forked", Help: "1 while there is evidence of a fork in the dataset, so that nothing is applied."},
+		Name: "qs_log_forked", Help: "1 while nothing is applied or written, because there is evidence of a fork in the dataset or, on the writer, of lost entries."},
 		func() float64 {
-			if g.Fork() != nil {
+			if g.Halt() != nil {
 				return 1
 			}
 			return 0

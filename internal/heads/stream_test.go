@@ -122,7 +122,7 @@ func TestRelaysThatCheat(t *testing.T) {
 				if got := f.log.Head(); got != at(h, c.got) {
 					t.Errorf("the log ends at %v, want %v", got, at(h, c.got))
 				}
-				if f.guard.Fork() != nil {
+				if f.guard.Halt() != nil {
 					t.Error("took that for a fork")
 				}
 				if err := f.follow(honest(k, "good", h, 150, 250, 300), at(h, 300)); err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/heads"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -69,7 +70,7 @@ func statusCode(err error) int {
 		return http.StatusForbidden
 	case is[*rateError](err):
 		return http.StatusTooManyRequests
-	case is[*busyError](err), is[*notReadyError](err), errors.Is(err, txlog.ErrClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case is[*busyError](err), is[*notReadyError](err), is[*heads.ForkError](err), is[*heads.LostError](err), errors.Is(err, txlog.ErrClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError

@@ -158,11 +158,12 @@ func (k *keeper) trim(offers []replica.Offer) error {
 	if !ok || floor <= k.trimmed {
 		return nil
 	}
-	if _, err := k.storage.log.Trim(floor); err != nil {
+	first, err := k.storage.log.Trim(floor)
+	if err != nil {
 		return err
 	}
 	k.trimmed = floor
-	return nil
+	return k.storage.proof.trim(first)
 }
 
 // trimFloor returns the seq up to which nobody needs the log any more.

@@ -26,6 +26,7 @@ type network struct {
 	swarm  *p2p.Swarm
 	shelf  *shelf
 	sigs   *signatures
+	proof  *proof
 	// changed tells the others at once that a fetch began or ended: whom they ask
 	// for what depends on who fetches.
 	changed *signal
@@ -41,7 +42,13 @@ var _ replica.Network = (*network)(nil)
 
 // Stream implements replica.Network.
 func (n *network) Stream(ctx context.Context, u replica.Upstream, dataset txlog.DatasetID, after txlog.Pos) (replica.Stream, error) {
-	s, err := n.client.Stream(ctx, p2p.Target{Name: u.Name, Addr: u.Addr}, dataset, after)
+	open := func(ctx context.Context, after txlog.Pos) (*p2p.Stream, error) {
+		return n.client.Stream(ctx, p2p.Target{Name: u.Name, Addr: u.Addr}, dataset, after)
+	}
+	if n.proof != nil {
+		return n.proof.stream(ctx, u, after, open)
+	}
+	s, err := open(ctx, after)
 	if err != nil {
 		return nil, err
 	}

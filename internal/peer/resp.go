@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/internal/heads"
 )
 
 const (
@@ -299,7 +301,7 @@ func respMessage(err error) string {
 	switch {
 	case is[respError](err):
 		return err.Error()
-	case is[*notWriterError](err):
+	case is[*notWriterError](err), is[*heads.ForkError](err), is[*heads.LostError](err):
 		code = "READONLY"
 	case is[*notReadyError](err):
 		code = "LOADING"

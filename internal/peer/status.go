@@ -59,6 +59,9 @@ type MemberStatus struct {
 	// Upstream and Error are known of this node only.
 	Upstream string `json:"upstream,omitempty"`
 	Error    string `json:"error,omitempty"`
+	// SignedAt is when the writer, by its own clock, signed the furthest head of the
+	// log that this node verified.
+	SignedAt *time.Time `json:"signed_at,omitempty"`
 }
 
 // statusOf makes the report out of what gossip knows, own being what this
@@ -88,6 +91,9 @@ func statusOf(members []gossip.Member, own replica.Status) FleetStatus {
 		ms := memberStatus(m, heads[m.Dataset])
 		if i == 0 {
 			ms.State, ms.Upstream, ms.Error = string(own.State), own.Upstream, own.Err
+			if !own.Signed.IsZero() {
+				ms.SignedAt = &own.Signed
+			}
 		}
 		s.Members = append(s.Members, ms)
 	}

@@ -23,6 +23,8 @@ const (
 	storeDir     = "store"
 	snapshotsDir = "snapshots"
 	replayDir    = "replay"
+	headsDir     = "heads"
+	evidenceDir  = "evidence"
 )
 
 // storage is the node's data directory, open.
@@ -32,6 +34,7 @@ type storage struct {
 	log   *txlog.Log
 	store *lmdbstore.Store
 	repo  *snapshot.Repo
+	proof *proof
 }
 
 // openStorage opens the data directory and checks that its parts belong
@@ -85,7 +88,11 @@ func openStorage(ctx context.Context, o *Options, sigs *signatures, reg promethe
 		return nil, fmt.Errorf("open snapshots in %s: %w", o.Data, err)
 	}
 	stop.addClose("close snapshots", s.repo.Close)
-	return s, s.agree()
+	if err := s.agree(); err != nil {
+		return nil, err
+	}
+	s.proof, err = openProof(o, sigs, s, reg, stop)
+	return s, err
 }
 
 // checkStore reads the structure of the store that a crash left, which takes

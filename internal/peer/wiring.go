@@ -62,7 +62,9 @@ func (w *wiring) transfer() error {
 		pieces = budget("egress", w.o.EgressRate, upload)
 	}
 	w.download = budget("download", w.o.DownloadRate, nil)
-	w.client = p2p.NewClient(p2p.ClientOptions{Name: w.o.Name, Dial: w.edge.Dial, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg})
+	client := p2p.ClientOptions{Name: w.o.Name, Dial: w.edge.Dial, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg}
+	w.disk.proof.ask(&client)
+	w.client = p2p.NewClient(client)
 	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
 	var order []p2p.Source
 	for _, word := range w.o.Sources {
@@ -81,10 +83,12 @@ func (w *wiring) transfer() error {
 	w.shelf = &shelf{
 		repo: w.disk.repo, swarm: swarm, sigs: w.sigs, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
 	}
-	server := p2p.NewServer(p2p.ServerOptions{
+	serve := p2p.ServerOptions{
 		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Upload: upload, Egress: pieces,
 		Refused: w.refused("peer"), Logger: w.logger("p2p"), Registerer: w.reg,
-	})
+	}
+	w.disk.proof.serve(&serve)
+	server := p2p.NewServer(serve)
 	w.stop.add("stop peer server", servePeers(w.ls.take(&w.ls.peer), server, w.logger("p2p")))
 	return nil
 }
@@ -124,7 +128,7 @@ func (w *wiring) join() error {
 func (w *wiring) live() (*publisher, *advertiser, error) {
 	writes, manager := w.disk.node.writer(), w.o.Role == gossip.Manager
 	network := &network{
-		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, sigs: w.sigs, refuted: newDoubts(),
+		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, sigs: w.sigs, proof: w.disk.proof, refuted: newDoubts(),
 		changed: w.changed, fetching: map[chunker.InfoHash]chan struct{}{},
 	}
 	served := &served{fetch: w.swarm.Progress}
@@ -144,6 +148,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	if !writes {
 		c.Fleet, c.Network = w.fleet, network
 	}
+	w.disk.proof.follow(&c)
 	rep, err := replica.New(c)
 	if err != nil {
 		return nil, nil, fmt.Errorf("start replica: %w", err)
@@ -166,7 +171,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	publish := &publisher{
 		role: w.o.Role, store: w.disk.store, shelf: w.shelf, keeper: keep, status: rep.Status, logger: w.logger("publisher"),
 		writer: &writer{
-			node: w.disk.node, self: w.o.Name, log: w.disk.log, fleet: w.fleet, tls: w.o.tls(), applied: rep.WaitApplied, fail: w.fail,
+			node: w.disk.node, self: w.o.Name, log: w.disk.log, fleet: w.fleet, tls: w.o.tls(), applied: rep.WaitApplied, halt: w.disk.proof.halt, fail: w.fail,
 		},
 	}
 	advertise := &advertiser{
@@ -180,6 +185,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	}
 	w.life.run(w.sigs.watch)
 	w.life.run(witness.run)
+	w.life.run(w.disk.proof.run)
 	w.life.run(func(ctx context.Context) {
 		if err := rep.Run(ctx); err != nil {
 			w.fail(fmt.Errorf("replica stopped: %w", err))

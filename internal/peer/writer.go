@@ -19,6 +19,8 @@ type writer struct {
 	tls   bool // the fleet speaks TLS
 	// applied waits until reads here see an entry.
 	applied func(ctx context.Context, seq uint64) error
+	// halt returns why the log must not be continued.
+	halt func() error
 	// fail is told when the log stopped for good.
 	fail func(error)
 }
@@ -26,7 +28,7 @@ type writer struct {
 // check returns why this node takes no writes, nil if it does.
 func (w *writer) check() error {
 	if w.node.writer() {
-		return nil
+		return w.halt()
 	}
 	return w.elsewhere(w.self + " takes no writes")
 }

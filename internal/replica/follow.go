@@ -26,7 +26,7 @@ const (
 
 // outcome is why an activity ended by itself.
 type outcome struct {
-	fork     error           // the dataset is forked: nothing may be applied
+	halted   bool            // nothing may be applied any more
 	begin    txlog.DatasetID // the own log must begin at entry 1 of this dataset
 	rebuild  error           // following is impossible, because
 	diverged bool            // and our own data is wrong
@@ -366,7 +366,7 @@ func (r *Replica) left(u Upstream, err error, progress bool) (outcome, bool) {
 	switch {
 	case errors.As(err, &fork):
 		r.metrics.failures.WithLabelValues("fork").Inc()
-		return outcome{fork: fork}, true
+		return outcome{halted: true}, true
 	case errors.As(err, &wrong):
 		r.metrics.failures.WithLabelValues("contradiction").Inc()
 		r.metrics.contradictions.Inc()

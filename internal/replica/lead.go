@@ -13,6 +13,24 @@ func (r *Replica) lead(ctx context.Context) error {
 	if err := r.checkLog(); err != nil {
 		return err
 	}
+	halt, halted := r.halt()
+	if halt() == nil {
+		applying := start(ctx, r.leadOn)
+		defer applying.stop()
+		select {
+		case <-applying.ended():
+			return applying.err
+		case <-halted:
+			applying.stop()
+		}
+	}
+	_, pos := r.c.Store.Position()
+	r.stand(ctx, halt(), !pos.IsZero())
+	return nil
+}
+
+// leadOn applies the log, for ever.
+func (r *Replica) leadOn(ctx context.Context) error {
 	goal := r.c.Log.Head().Seq
 	return r.apply(ctx, r.c.Store, func(pos txlog.Pos) {
 		top, at := r.c.Log.Head(), r.c.Log.HeadTime()

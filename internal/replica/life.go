@@ -34,7 +34,6 @@ type life struct {
 	quarantined bool
 	rebuilding  bool
 	hadData     bool // at start
-	forked      error
 	moved       time.Time
 	mended      time.Time
 }
@@ -46,8 +45,9 @@ func (r *Replica) live(ctx context.Context) error {
 		return err
 	}
 	defer l.end()
-	if fork := l.fork(); fork != nil {
-		return l.stand(ctx, fork)
+	halt, halted := r.halt()
+	if halt() != nil {
+		return l.stand(ctx, halt())
 	}
 	l.startApply(ctx)
 	l.startFollow(ctx)
@@ -59,6 +59,8 @@ func (r *Replica) live(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-halted:
+			return l.stand(ctx, halt())
 		case <-l.applying.ended():
 			err = l.applyEnded(ctx)
 		case <-l.working.ended():
@@ -67,9 +69,6 @@ func (r *Replica) live(ctx context.Context) error {
 			l.advance(pos)
 		case <-r.wake:
 		case <-tick.C:
-		}
-		if fork := l.fork(); fork != nil {
-			return l.stand(ctx, fork)
 		}
 		if err == nil {
 			err = l.judge(ctx)
@@ -80,27 +79,12 @@ func (r *Replica) live(ctx context.Context) error {
 	}
 }
 
-// fork returns why nothing may be applied.
-func (l *life) fork() error {
-	if l.forked != nil || l.c.Heads == nil {
-		return l.forked
-	}
-	return l.c.Heads.Fork()
-}
-
-// stand stops everything and serves what there is until ctx ends: an operator
-// has to decide which of two histories is right.
-func (l *life) stand(ctx context.Context, fork error) error {
+// stand stops everything.
+func (l *life) stand(ctx context.Context, halt error) error {
 	l.working.stop()
 	l.stopApply()
-	_, pos := l.c.Store.Position()
-	l.board.fail(following, fork)
-	l.board.update(func(s *Status) {
-		s.Applied, s.State, s.Ready = pos, Quarantined, l.ready || l.hadData
-		s.Done, s.Total = 0, 0
-	})
-	l.log.Error("nothing is applied any more", "applied", pos.Seq, "err", fork)
-	<-ctx.Done()
+	l.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
+	l.Replica.stand(ctx, halt, l.ready || l.hadData)
 	return nil
 }
 
@@ -220,8 +204,8 @@ func (l *life) workEnded(ctx context.Context) error {
 	out := l.out
 	l.out = outcome{}
 	switch {
-	case out.fork != nil:
-		l.forked = out.fork
+	case out.halted:
+		l.working = nil // the channel that says so is closed, too
 	case !out.begin.IsZero():
 		l.stopApply()
 		if err := l.reset(ctx, out.begin, txlog.Pos{}); err != nil {

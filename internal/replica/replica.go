@@ -119,8 +119,10 @@ var ErrTooEarly = errors.New("not enough managers signed it yet")
 type Heads interface {
 	// Furthest returns the furthest head that was verified, zero if none was.
 	Furthest() (pos txlog.Pos, signed time.Time)
-	// Fork returns why nothing may be applied, nil if all is well.
-	Fork() error
+	// Halt returns why nothing may be applied, nil if all is well, and Halted a
+	// channel that is closed when it does.
+	Halt() error
+	Halted() <-chan struct{}
 }
 
 // Network reaches the others.
@@ -144,7 +146,7 @@ type Config struct {
 	Fleet   Fleet
 	Network Network
 	// Heads, if not nil, says that the Network hands on only what a signed head
-	// covers. Then the head that Status tells is one that was signed, too.
+	// covers. Then the head that a follower's Status tells is one that was signed.
 	Heads Heads
 	// OnChange, if not nil, is called after each change of Status worth telling,
 	// one call at a time: at once when State or Ready change, otherwise at most
@@ -187,7 +189,7 @@ type Status struct {
 	Err      string // the last thing that went wrong, empty once it is over
 }
 
-// ErrStopped is returned by WaitApplied when Run has ended.
+// ErrStopped is returned by WaitApplied when Run has ended or halted.
 var ErrStopped = errors.New("replica stopped")
 
 // Replica is one copy's life.
@@ -227,7 +229,7 @@ func (r *Replica) Run(ctx context.Context) error {
 	if !r.started.CompareAndSwap(false, true) {
 		return errors.New("replica: Run was called before")
 	}
-	defer r.board.stop()
+	defer r.board.release()
 	telling := start(context.WithoutCancel(ctx), func(ctx context.Context) error {
 		r.board.tell(ctx, r.c.OnChange)
 		return nil

@@ -20,7 +20,7 @@ type board struct {
 	errs    [activities]string
 	changed bool // since the last telling
 	urgent  bool
-	stopped chan struct{} // closed when Run ended
+	stopped chan struct{} // closed when nothing is applied any more
 	waiting waiters
 }
 
@@ -153,11 +153,15 @@ func (b *board) resignal() {
 	}
 }
 
-// stop releases everybody who waits.
-func (b *board) stop() {
+// release lets everybody go who waits, from now on. It may be called twice.
+func (b *board) release() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	close(b.stopped)
+	select {
+	case <-b.stopped:
+	default:
+		close(b.stopped)
+	}
 }
 
 func (b *board) wait(ctx context.Context, seq uint64) error {

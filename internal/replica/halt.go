@@ -1,0 +1,23 @@
+package replica
+
+import "context"
+
+// halt returns what says why nothing may be applied any more, and a channel that
+// is closed when it does.
+func (r *Replica) halt() (why func() error, halted <-chan struct{}) {
+	if r.c.Heads == nil {
+		return func() error { return nil }, nil
+	}
+	return r.c.Heads.Halt, r.c.Heads.Halted()
+}
+
+// stand serves what there is until ctx ends, and applies nothing: an operator has
+// to decide what is right.
+func (r *Replica) stand(ctx context.Context, halt error, ready bool) {
+	_, pos := r.c.Store.Position()
+	r.board.fail(following, halt)
+	r.board.update(func(s *Status) { s.Applied, s.State, s.Ready = pos, Quarantined, ready })
+	r.board.release()
+	r.log.Error("nothing is applied any more", "applied", pos.Seq, "ready", ready, "err", halt)
+	<-ctx.Done()
+}
