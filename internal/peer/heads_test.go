@@ -2,7 +2,6 @@ package peer
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -12,45 +11,8 @@ import (
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/heads"
 	"github.com/qs-peer/qs-peer/internal/replica"
-	"github.com/qs-peer/qs-peer/internal/signing"
+	"github.com/qs-peer/qs-peer/internal/signing/signingtest"
 )
-
-// signers are the signing keys of a fleet, and the file of those to trust.
-type signers struct {
-	dir string
-}
-
-func newSigners(t *testing.T, names ...string) signers {
-	t.Helper()
-	s := signers{t.TempDir()}
-	var trusted strings.Builder
-	for _, name := range names {
-		secret, public, err := signing.GenerateKey(name)
-		if err == nil {
-			err = os.WriteFile(filepath.Join(s.dir, name), []byte(secret+"\n"), 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Fprintln(&trusted, public)
-	}
-	if err := os.WriteFile(filepath.Join(s.dir, "trusted"), []byte(trusted.String()), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// node prepares a node that believes what the keys sign, and, if it is a manager,
-// signs with its own.
-func (s signers) node(t *testing.T, name string, role gossip.Role, join ...*testNode) *testNode {
-	t.Helper()
-	n := newNode(t, name, role, join...)
-	n.o.TrustedKeys = filepath.Join(s.dir, "trusted")
-	if role == gossip.Manager {
-		n.o.SigningKey = filepath.Join(s.dir, name)
-	}
-	return n
-}
 
 // copyData makes the data directory to what the one of another is now.
 func copyData(t *testing.T, to, from string) {
@@ -67,28 +29,24 @@ func (n *testNode) applied(seq uint64) func() bool {
 	return func() bool { return n.self().AppliedSeq == seq }
 }
 
-func (n *testNode) metric(line string) bool {
-	return strings.Contains("\n"+n.get("/metrics").body, "\n"+line)
-}
-
 // TestSignedFleet: where heads are signed everything works as where they are not:
 // from entry 1, from a snapshot, from an old state, and without the writer.
 func TestSignedFleet(t *testing.T) {
 	t.Parallel()
-	keys := newSigners(t, "m1", "m2")
-	m1 := keys.node(t, "m1", gossip.Manager)
+	keys := signingtest.New(t, "m1", "m2")
+	m1 := newNode(t, "m1", gossip.Manager).sign(keys, 0)
 	m1.start()
 	m1.putMany("a", 3000)
-	early := keys.node(t, "early", gossip.Worker, m1)
+	early := newNode(t, "early", gossip.Worker, m1).sign(keys, 0)
 	early.start()
-	m2 := keys.node(t, "m2", gossip.Manager, m1)
+	m2 := newNode(t, "m2", gossip.Manager, m1).sign(keys, 0)
 	m2.start()
 	last := m1.put("k", "v")
 	eventually(t, "from entry 1", func() bool { return early.applied(last)() && m2.applied(last)() })
 	early.stop()
 	m1.mint()
 	m1.putMany("b", 3000)
-	late := keys.node(t, "late", gossip.Worker, m1)
+	late := newNode(t, "late", gossip.Worker, m1).sign(keys, 0)
 	late.start()
 	last = m1.put("k", "v2")
 	eventually(t, "from a snapshot", late.applied(last))
@@ -108,7 +66,7 @@ func TestSignedFleet(t *testing.T) {
 	eventually(t, "heads come while nothing is written", func() bool { return early.self().SignedAt.After(*before) })
 
 	m1.stop()
-	again := keys.node(t, "again", gossip.Worker, m2)
+	again := newNode(t, "again", gossip.Worker, m2).sign(keys, 0)
 	again.start()
 	eventually(t, "without the writer", again.applied(last))
 	eventually(t, "serving without the writer", func() bool { return again.self().State == string(replica.Serving) })
@@ -118,12 +76,12 @@ func TestSignedFleet(t *testing.T) {
 // says why.
 func TestUnsignedUpstream(t *testing.T) {
 	t.Parallel()
-	keys := newSigners(t, "m1")
+	keys := signingtest.New(t, "m1")
 	m1 := startNode(t, "m1", gossip.Manager)
 	m1.putMany("a", 10)
-	w := keys.node(t, "w", gossip.Worker, m1)
+	w := newNode(t, "w", gossip.Worker, m1).sign(keys, 0)
 	w.start()
-	eventually(t, "the writer is left", func() bool { return w.metric(`qs_replica_stream_ends_total{reason="unsigned"}`) })
+	eventually(t, "the writer is left", func() bool { return w.metric(`qs_replica_stream_ends_total{reason="unsigned"}`) != "" })
 	if self := w.self(); self.AppliedSeq != 0 || !strings.Contains(self.Error, "m1") {
 		t.Errorf("it says of itself %+v", self)
 	}
@@ -133,15 +91,15 @@ func TestUnsignedUpstream(t *testing.T) {
 // copy is stopped by the first follower that comes, before it writes anything.
 func TestWriterFromABackup(t *testing.T) {
 	t.Parallel()
-	keys := newSigners(t, "m1")
-	m1 := keys.node(t, "m1", gossip.Manager)
+	keys := signingtest.New(t, "m1")
+	m1 := newNode(t, "m1", gossip.Manager).sign(keys, 0)
 	m1.start()
 	m1.putMany("a", 10)
 	m1.stop()
 	backup := filepath.Join(t.TempDir(), "backup")
 	copyData(t, backup, m1.o.Data)
 	m1.start()
-	w := keys.node(t, "w", gossip.Worker, m1)
+	w := newNode(t, "w", gossip.Worker, m1).sign(keys, 0)
 	w.start()
 	last := m1.put("k", "v")
 	eventually(t, "replicated", w.applied(last))
@@ -160,7 +118,7 @@ func TestWriterFromABackup(t *testing.T) {
 	if a := m1.get(kvPath("a-00001")); a.code != http.StatusOK {
 		t.Errorf("a read: %d %s", a.code, a.body)
 	}
-	if !m1.metric("qs_log_forked 1") {
+	if m1.metric("qs_log_forked") != "1" {
 		t.Error("no metric tells of it")
 	}
 	if self := w.self(); self.AppliedSeq != last || self.State != string(replica.Serving) {
@@ -183,8 +141,8 @@ func (n *testNode) lastJoined() string { return n.o.Join[len(n.o.Join)-1] }
 // is away. When they meet both find out, stop, and go on serving what they have.
 func TestFork(t *testing.T) {
 	t.Parallel()
-	keys := newSigners(t, "m1")
-	m1 := keys.node(t, "m1", gossip.Manager)
+	keys := signingtest.New(t, "m1")
+	m1 := newNode(t, "m1", gossip.Manager).sign(keys, 0)
 	m1.start()
 	m1.o.GossipAddr = m1.p.Addrs().Gossip
 	m1.putMany("a", 10)
@@ -192,7 +150,7 @@ func TestFork(t *testing.T) {
 	backup := filepath.Join(t.TempDir(), "backup")
 	copyData(t, backup, m1.o.Data)
 	m1.start()
-	w := keys.node(t, "w", gossip.Worker, m1)
+	w := newNode(t, "w", gossip.Worker, m1).sign(keys, 0)
 	w.start()
 	m1.put("k", "first")
 	last := m1.put("l", "first")
@@ -205,7 +163,7 @@ func TestFork(t *testing.T) {
 	for range 5 {
 		m1.put("k", "second")
 	}
-	fresh := keys.node(t, "fresh", gossip.Worker, m1) // it sees one history only
+	fresh := newNode(t, "fresh", gossip.Worker, m1).sign(keys, 0) // it sees one history only
 	fresh.start()
 	eventually(t, "the second history is replicated", func() bool { return fresh.get(kvPath("k")).body == "second" })
 
@@ -220,7 +178,7 @@ func TestFork(t *testing.T) {
 		if got := w.get(kvPath("k")).body; got != "first" {
 			t.Errorf("the worker's k is %q", got)
 		}
-		if !w.metric("qs_log_forked 1") {
+		if w.metric("qs_log_forked") != "1" {
 			t.Error("no metric tells of the fork")
 		}
 		w.stop()
@@ -229,10 +187,7 @@ func TestFork(t *testing.T) {
 	if a := m1.do(http.MethodPut, kvPath("k"), strings.NewReader("third")); a.code != http.StatusServiceUnavailable {
 		t.Errorf("the writer takes writes: %d %s", a.code, a.body)
 	}
-	trusted, err := signing.LoadTrusted(m1.o.TrustedKeys)
-	if err != nil {
-		t.Fatal(err)
-	}
+	trusted := keys.Open(t)
 	for _, n := range []*testNode{w, m1} {
 		files, err := filepath.Glob(filepath.Join(n.o.Data, evidenceDir, "fork-*.json"))
 		if err != nil || len(files) == 0 {
