@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/signing/signingtest"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 )
@@ -32,14 +33,22 @@ type testNode struct {
 	o      Options
 	p      *Peer
 	ca     *trusttest.Authority // of its fleet; nil: no TLS
+	keys   *signingtest.Keys    // of its fleet's managers; nil: nothing is signed
 	scheme string
 	client *http.Client
 }
 
-// secure gives n a certificate of ca, and its client one of somebody who may do
-// everything that clients do.
+// secure gives n a certificate of ca and what belongs to that, and its client a
+// certificate of somebody who may do everything that clients do.
 func (n *testNode) secure(ca *trusttest.Authority) *testNode {
 	n.t.Helper()
+	if n.keys == nil {
+		n.keys = signingtest.New(n.t)
+	}
+	if n.o.Role == gossip.Manager {
+		n.keys.Trust(n.t, n.o.Name)
+	}
+	n.sign(n.keys, 0)
 	n.ca, n.scheme = ca, "https"
 	n.o.TLS, n.o.Colo = ca.Node(n.t, trust.Role(n.o.Role), n.o.Name), ""
 	n.client = clientOf(n.t, ca, trust.RoleManager, "test-client")
@@ -66,6 +75,7 @@ func newNode(t *testing.T, name string, role gossip.Role, join ...*testNode) *te
 		n.o.Join = append(n.o.Join, j.p.Addrs().Gossip)
 	}
 	if len(join) > 0 && join[0].ca != nil {
+		n.keys = join[0].keys
 		n.secure(join[0].ca)
 	}
 	t.Cleanup(n.stop)

@@ -97,6 +97,8 @@ func (s *signatures) register(reg prometheus.Registerer, held *shelf) {
 // validateKeys checks what can be said of the keys without reading them.
 func (o *Options) validateKeys() error {
 	switch {
+	case o.TrustedKeys == "" && o.tls():
+		return errors.New("--trusted-keys is missing: with TLS only what managers signed is believed, because others pass it on")
 	case o.TrustedKeys == "" && o.SigningKey != "":
 		return errors.New("--signing-key needs --trusted-keys, among which it is")
 	case o.TrustedKeys == "" && o.RequireSignatures != 0:

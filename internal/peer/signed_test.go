@@ -16,6 +16,7 @@ import (
 	"github.com/qs-peer/qs-peer/internal/signing"
 	"github.com/qs-peer/qs-peer/internal/signing/signingtest"
 	"github.com/qs-peer/qs-peer/internal/snapshot"
+	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
@@ -272,6 +273,7 @@ func TestKeyOptions(t *testing.T) {
 		o    Options
 		want string
 	}{
+		"TLS without keys":            {gossip.Worker, Options{TLS: trust.Files{CA: "ca", Cert: "cert", Key: "key"}}, "--trusted-keys is missing"},
 		"a signing key alone":         {gossip.Manager, Options{SigningKey: keys.Path("m1")}, "needs --trusted-keys"},
 		"required and none trusted":   {gossip.Manager, Options{RequireSignatures: 1}, "needs --trusted-keys"},
 		"a negative number":           {gossip.Worker, Options{TrustedKeys: keys.Trusted, RequireSignatures: -1}, "want 1 or more"},
@@ -285,7 +287,7 @@ func TestKeyOptions(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, "n", c.role)
-			n.o.TrustedKeys, n.o.SigningKey, n.o.RequireSignatures = c.o.TrustedKeys, c.o.SigningKey, c.o.RequireSignatures
+			n.o.TrustedKeys, n.o.SigningKey, n.o.RequireSignatures, n.o.TLS = c.o.TrustedKeys, c.o.SigningKey, c.o.RequireSignatures, c.o.TLS
 			p, err := Start(t.Context(), n.o)
 			if err == nil {
 				p.Close(t.Context())
