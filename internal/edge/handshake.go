@@ -1,7 +1,10 @@
 package edge
 
 import (
+	"cmp"
 	"errors"
+	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -19,18 +22,18 @@ type handshakes struct {
 
 	mu     sync.Mutex // guards what follows, and what handshake says
 	n      int
-	byHost map[string][]*handshake // oldest first
+	byHost map[netip.Prefix][]*handshake // oldest first
 	closed bool
 }
 
 func newHandshakes(most int, g prometheus.Gauge) *handshakes {
-	return &handshakes{max: most, gauge: g, running: make(chan struct{}, 2*most), byHost: make(map[string][]*handshake)}
+	return &handshakes{max: most, gauge: g, running: make(chan struct{}, 2*most), byHost: make(map[netip.Prefix][]*handshake)}
 }
 
 // handshake is one in flight. Its goroutine is the only one that uses left and busy.
 type handshake struct {
 	all      *handshakes
-	host     string
+	host     netip.Prefix
 	conn     *socket
 	gate     gate
 	deadline time.Time
@@ -47,7 +50,7 @@ var (
 	errLate    = errors.New("the handshake took too long")
 )
 
-// begin adds one. If there are too many then, the host with most of them gives way:
+// begin adds one. If there are too many then, a host with most of them gives way:
 // the one that has been silent longest, or else, when all wait for us, the
 // latest, which may be the new one. It returns nil if so, or if it is closed.
 func (hs *handshakes) begin(h *handshake) *handshake {
@@ -79,18 +82,24 @@ func (hs *handshakes) begin(h *handshake) *handshake {
 
 // victim chooses who gives way to newcomer. hs.mu is held.
 func (hs *handshakes) victim(newcomer *handshake) *handshake {
-	busiest := hs.byHost[newcomer.host]
+	most := 0
 	for _, host := range hs.byHost {
-		if len(host) > len(busiest) {
-			busiest = host
+		most = max(most, len(host))
+	}
+	var silent, latest *handshake
+	for _, host := range hs.byHost {
+		if len(host) < most {
+			continue
+		}
+		if latest == nil || host[most-1] == newcomer {
+			latest = host[most-1]
+		}
+		i := slices.IndexFunc(host, func(h *handshake) bool { return !h.ours && h != newcomer })
+		if i >= 0 && (silent == nil || host[i].deadline.Before(silent.deadline)) {
+			silent = host[i]
 		}
 	}
-	for _, h := range busiest {
-		if !h.ours && h != newcomer {
-			return h
-		}
-	}
-	return busiest[len(busiest)-1]
+	return cmp.Or(silent, latest)
 }
 
 // remove forgets one, unless it was. hs.mu is held.
@@ -175,3 +184,18 @@ func (h *handshake) end() (gone bool) {
 }
 
 func (h *handshake) leave() { <-h.all.running }
+
+// hostPrefix returns what stands for one host: an IPv4 address, or the first half of an
+// IPv6 one, whose other half a host may choose.
+func hostPrefix(a net.Addr) netip.Prefix {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	bits, addr := 64, tcp.AddrPort().Addr().Unmap()
+	if addr.Is4() {
+		bits = 32
+	}
+	p, _ := addr.Prefix(bits) // without a zone
+	return p
+}

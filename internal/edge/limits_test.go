@@ -136,6 +136,45 @@ func TestBusiestHostGivesWay(t *testing.T) {
 	}
 }
 
+// TestManyHosts: of strangers who have a host for each connection, the first gives way.
+func TestManyHosts(t *testing.T) {
+	_, sc, cc := fleet(t)
+	server := newNode(sc)
+	addr := serveEcho(t, server, ListenOptions{MaxHandshakes: 4, HandshakeTimeout: time.Minute})
+	for i := range 20 {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i+1))}}).Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := dialCall(t.Context(), newNode(cc).Edge, addr); err != nil {
+			t.Errorf("after %d strangers: %v", i+1, err)
+		}
+	}
+	if got := server.metric(t, "qs_edge_refused_total", string(TooManyHandshakes)); got < 16 {
+		t.Errorf("%v strangers gave way", got)
+	}
+}
+
+func TestHostPrefix(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.1.2.3:4":          "10.1.2.3/32",
+		"[::ffff:10.1.2.3]:4": "10.1.2.3/32",
+		"[2001:db8::1]:4":     "2001:db8::/64",
+		"[2001:db8::2:1]:4":   "2001:db8::/64",
+		"[2001:db8:0:1::1]:4": "2001:db8:0:1::/64",
+		"[fe80::1%lo]:4":      "fe80::/64",
+	} {
+		a, err := net.ResolveTCPAddr("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := hostPrefix(a).String(); got != want {
+			t.Errorf("%s: %s, want %s", addr, got, want)
+		}
+	}
+}
+
 func TestCloseStopsAndWaits(t *testing.T) {
 	_, sc, cc := fleet(t)
 	server := newNode(sc)

@@ -164,7 +164,7 @@ func (l *listener) receive(c net.Conn) {
 		return
 	}
 	h := &handshake{
-		host:     hostOf(c.RemoteAddr()),
+		host:     hostPrefix(c.RemoteAddr()),
 		conn:     &socket{Conn: c},
 		gate:     l.edge.computing,
 		deadline: time.Now().Add(l.o.HandshakeTimeout),

@@ -168,9 +168,9 @@ func dialCall(ctx context.Context, e *Edge, addr string) error {
 // eventually waits until f is true.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("in 20 s it did not come about that %s", what)
+			t.Fatalf("in a minute it did not come about that %s", what)
 		}
 	}
 }

@@ -35,10 +35,9 @@ func TestRetryStorm(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds")
 	}
-	const peers = 200
-	seconds := 4
+	peers, seconds := 200, 4
 	if raceDetector {
-		seconds = 2
+		peers, seconds = 50, 2
 	}
 	authority, server, worker := fleet(t)
 	expired := func(t *testing.T) *trust.Credentials {
@@ -93,14 +92,15 @@ func TestRetryStorm(t *testing.T) {
 				}
 			})
 			began := time.Now()
-			eventually(t, "each was tried", func() bool { return accepted.Load() >= peers })
+			// How long the first attempts take is the machine's affair.
+			eventually(t, "each was called twice", func() bool { return calls.Load() >= int64(2*peers) })
 			var perSecond []int64
 			for last := accepted.Load(); len(perSecond) < seconds; {
 				pause(t, time.Second)
 				now := accepted.Load()
 				perSecond, last = append(perSecond, now-last), now
 			}
-			most := peers + retriesPerSecond + int64(time.Since(began).Seconds()*retriesPerSecond) + 5
+			most := int64(peers + retriesPerSecond + 5 + int(time.Since(began).Seconds()*retriesPerSecond))
 			total := accepted.Load()
 			cancel()
 			wg.Wait()
@@ -109,21 +109,21 @@ func TestRetryStorm(t *testing.T) {
 			if total > most {
 				t.Errorf("%d connections, want at most %d", total, most)
 			}
-			for _, got := range perSecond[1:] { // a first attempt may have been late
-				if got > retriesPerSecond+5 {
+			for _, got := range perSecond {
+				if got > 2*retriesPerSecond+5 { // turns that were not taken, too, and a slow second
 					t.Errorf("%d connections in a second", got)
 				}
 			}
-			if got := n.metric(t, "qs_edge_refused_total", string(s.reason)); got < peers {
+			if got := n.metric(t, "qs_edge_refused_total", string(s.reason)); got < float64(peers) {
 				t.Errorf("%v are counted as %s by the peers\n%s", got, s.reason, n.log)
 			}
 			if served.Load() > 0 {
 				t.Errorf("%d calls were served", served.Load())
 			}
-			if got := client.metric(t, "qs_edge_dials_total", dialHeldBack); got < 10*peers {
+			if got := client.metric(t, "qs_edge_dials_total", dialHeldBack); got < float64(peers) {
 				t.Errorf("only %v calls were held back: the caller did not storm", got)
 			}
-			if got := client.metric(t, "qs_edge_failing_addresses"); got != peers {
+			if got := client.metric(t, "qs_edge_failing_addresses"); got != float64(peers) {
 				t.Errorf("%v addresses count as failing", got)
 			}
 		})
