@@ -45,7 +45,7 @@ func (t *TLS) validate(f *Facts) error {
 // listenTLS makes the transport, and says whether it is on this machine only.
 func (g *Gossip) listenTLS(o Options) (_ memberlist.Transport, local bool, _ error) {
 	m := mesh.New(mesh.Options{
-		Listener: o.TLS.Listener, Dial: o.TLS.Dial, Where: g.view.where,
+		Listener: o.TLS.Listener, Dial: o.TLS.Dial, Where: g.view.where, Left: g.view.left,
 		Message: g.takeMessage, State: g.takeState, Dropped: g.drop, Logger: o.Logger,
 	})
 	if err := g.metrics.register(m.Collectors()...); err != nil {

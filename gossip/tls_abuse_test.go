@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"runtime"
 	"slices"
 	"strings"
@@ -249,6 +250,44 @@ func TestFalseMembers(t *testing.T) {
 	}
 	in.packet(encoded(t, pingMsg, fields{"SeqNo": 1, "Node": "w1", "SourceNode": "m1", "SourceAddr": []byte{127, 0, 0, 1}, "SourcePort": 9}))
 	waitFor(t, "a ping in another's name is refused", func() bool { return len(w.refusals("false_source")) == 1 })
+}
+
+// Nobody fails, or leaves, because somebody says so.
+func TestFalseDeaths(t *testing.T) {
+	t.Parallel()
+	ca := trusttest.New(t)
+	m := startTLS(t, ca.Open(t, trust.RoleManager, "m1"))
+	w := startTLS(t, ca.Open(t, trust.RoleWorker, "w1"), m.Addr().String())
+	waitFor(t, "both know each other", func() bool { return together(m, w) })
+	in := intrude(t, ca.Open(t, trust.RoleWorker, "w9"), w)
+	const deadMsg = 5
+	for i := range uint32(20) {
+		in.packet(encoded(t, deadMsg, fields{"Node": "m1", "From": "w9", "Incarnation": i}))
+		in.packet(encoded(t, deadMsg, fields{"Node": "m1", "From": "m1", "Incarnation": i}))
+		in.packet(encoded(t, suspectMsg, fields{"Node": "m1", "From": "w9", "Incarnation": uint32(1<<32 - 1)}))
+		left := member("m1", m.Addr().(*net.TCPAddr).Port, i)
+		left["State"] = 3
+		in.exchange(w, gossip.State(), left)
+		for range 10 {
+			for _, n := range []*secured{m, w} {
+				for _, seen := range n.Members() {
+					if seen.Liveness != gossip.Alive {
+						t.Fatalf("%s sees %s %v", n.Members()[0].Name, seen.Name, seen.Liveness)
+					}
+				}
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	m.set(t, "serving", 9)
+	waitFor(t, "an update passes", func() bool { return together(m, w) })
+	if len(w.refusals("malformed")) != 20 {
+		t.Errorf("refused: %v", w.refusals("malformed"))
+	}
+	if err := m.Leave(5 * time.Second); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "who says so itself leaves", func() bool { m, _ := find(w.Gossip, "m1"); return m.Liveness == gossip.Left })
 }
 
 // A record that comes with the hash of certificates which a node does not know has

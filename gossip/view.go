@@ -264,6 +264,18 @@ func (v *view) where(name, addr string) (there, known bool) {
 	return v.records[k] != nil || k == v.self.key, v.members[name] != nil
 }
 
+// left reports whether a member said that it leaves.
+func (v *view) left(name string) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	m := v.members[name]
+	if m == nil {
+		return false
+	}
+	h := v.records[m.key]
+	return h != nil && h.leaving
+}
+
 // introduced reports whether k may be a member: with signed records, only who was
 // heard.
 func (v *view) introduced(k key) bool {

@@ -204,7 +204,7 @@ func TestFlood(t *testing.T) {
 		"compounds":    {compound(repeat([]byte("\x08m"), 255)...), false, messageBurst + 20*messageRate},
 		"bytes":        {append([]byte{userMsg}, make([]byte, MaxPacket-1)...), false, (byteBurst + 20*byteRate) / MaxPacket},
 		"pings":        {message(t, pingMsg, ping{SourceNode: "w9"}), false, pingBurst + 20*pingRate},
-		"suspicions":   {[]byte{suspectMsg}, false, suspectBurst + 20*suspectRate},
+		"suspicions":   {message(t, suspectMsg, accusation{1, "w1", "w2"}), false, suspectBurst + 20*suspectRate},
 		"bad messages": {[]byte("\x08m"), true, (messageBurst+20*messageRate)/(badCost+1) + 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -417,7 +417,7 @@ func TestBadAnswers(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer x.Close()
-				if _, err := x.Write(state(t, 1, nil)); err != nil {
+				if _, err := x.Write(stateOf(t, 1, nil)); err != nil {
 					t.Fatal(err)
 				}
 				if b, err := io.ReadAll(x); err == nil || n.drops(test.want) != 1 {

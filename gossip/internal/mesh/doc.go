@@ -11,9 +11,15 @@
 // It waits in a bounded queue while the connection is made, and is lost when that is
 // full or nobody can be reached, as a datagram would be.
 //
-// What arrives is looked at before memberlist sees it: sizes; the source that a ping
-// claims, which must be the connection's; and how much one identity sends. What
-// members tell each other beyond memberlist's own messages (user messages and the
+// What arrives is looked at before memberlist sees it:
+//
+//   - sizes, and how much one identity sends;
+//   - the source that a ping claims, which must be the connection's;
+//   - who is said to be alive: that waits until it is known at that address;
+//   - who is said to be dead: that is passed on as a suspicion, which the node can
+//     refute, unless it said itself that it leaves.
+//
+// What members tell each other beyond memberlist's own messages (user messages and the
 // user's part of the state) goes to Options.Message and Options.State, together with
 // who it came from, before the rest of its packet or state goes to memberlist.
 package mesh

@@ -86,12 +86,17 @@ func (x *exchange) receive(types ...byte) error {
 			return err
 		}
 	case pushPullMsg:
-		user, err := splitState(b)
+		s, err := decodeState(b)
 		if err != nil {
 			return err
 		}
-		if bad := x.t.o.State(x.id, user); x.member != nil {
+		if bad := x.t.o.State(x.id, s.user); x.member != nil {
 			x.member.fine(bad, time.Now())
+		}
+		if s.temper(x.t.o.Left) {
+			if b, err = s.encode(); err != nil {
+				return err
+			}
 		}
 	default:
 		if len(b) > MaxPacket {

@@ -71,10 +71,10 @@ func (t *Transport) welcome(conn net.Conn) {
 	defer context.AfterFunc(t.ctx, func() { conn.Close() })()
 	who := conn.RemoteAddr().String()
 	refuse := func(err error) {
-		conn.Close()
 		if t.ctx.Err() == nil {
 			t.dropped(who, err)
 		}
+		conn.Close()
 	}
 	conn.SetDeadline(time.Now().Add(helloTimeout))
 	if h, ok := conn.(handshaker); ok {
@@ -197,6 +197,12 @@ func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 		if err := checkMessage(m, c.id.Name); err != nil {
 			drop(err)
 			continue
+		}
+		if m[0] == suspectMsg || m[0] == deadMsg {
+			if err := temper(m, t.o.Left); err != nil {
+				drop(err)
+				continue
+			}
 		}
 		p := &memberlist.Packet{Buf: m, From: c.RemoteAddr(), Timestamp: now}
 		if m[0] == aliveMsg {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net"
+	"slices"
 	"strconv"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
@@ -59,6 +60,11 @@ type (
 		Port        uint16
 		Meta        []byte
 		Vsn         []uint8
+	}
+	accusation struct { // a suspicion, or a death
+		Incarnation uint32
+		Node        string
+		From        string
 	}
 	stateHeader struct {
 		Nodes        int
@@ -158,27 +164,89 @@ func aliveOf(b []byte) (memberlist.Address, error) {
 	return memberlist.Address{Name: m.Node, Addr: net.JoinHostPort(net.IP(m.Addr).String(), strconv.Itoa(int(m.Port)))}, nil
 }
 
-// splitState returns the user's part of a state exchange.
-func splitState(b []byte) (user []byte, err error) {
+// maxAccused is the highest incarnation that anybody is accused with. A node refutes
+// with a higher one, and there must be some left.
+const maxAccused = 1 << 31
+
+// temper makes of a message that somebody is dead one that it is suspected: then it
+// can refute that, and nobody is dead because one member says so. Only who said
+// itself that it leaves may be taken for gone at once. It may change b.
+func temper(b []byte, left func(name string) bool) error {
+	var m accusation
+	if err := newDecoder(bytes.NewReader(b[1:])).Decode(&m); err != nil {
+		return malformed("accusation: %w", err)
+	}
+	if m.Incarnation > maxAccused {
+		return malformed("%q is accused with incarnation %d", clip(m.Node), m.Incarnation)
+	}
+	if b[0] == deadMsg && (m.From != m.Node || !left(m.Node)) {
+		b[0] = suspectMsg
+	}
+	return nil
+}
+
+// state is what two members tell each other of all.
+type state struct {
+	join  bool
+	nodes []stateNode
+	user  []byte
+}
+
+// decodeState reads a state exchange, whose user's part stays a part of b.
+func decodeState(b []byte) (state, error) {
 	r := bytes.NewReader(b[1:])
 	dec := newDecoder(r)
 	var h stateHeader
 	if err := dec.Decode(&h); err != nil {
-		return nil, malformed("state: %w", err)
+		return state{}, malformed("state: %w", err)
 	}
 	if h.Nodes < 0 || h.Nodes > maxNodes {
-		return nil, malformed("a state lists %d members; at most %d are allowed", h.Nodes, maxNodes)
+		return state{}, malformed("a state lists %d members; at most %d are allowed", h.Nodes, maxNodes)
 	}
+	s := state{join: h.Join}
 	for i := range h.Nodes {
 		var n stateNode
 		if err := dec.Decode(&n); err != nil {
-			return nil, malformed("member %d of a state: %w", i, err)
+			return state{}, malformed("member %d of a state: %w", i, err)
 		}
+		s.nodes = append(s.nodes, n)
 	}
 	if r.Len() != h.UserStateLen {
-		return nil, malformed("%d bytes follow the members of a state that promised %d", r.Len(), h.UserStateLen)
+		return state{}, malformed("%d bytes follow the members of a state that promised %d", r.Len(), h.UserStateLen)
 	}
-	return b[len(b)-r.Len():], nil
+	s.user = b[len(b)-r.Len():]
+	return s, nil
+}
+
+// temper is temper for a state: memberlist itself takes the dead for suspected. It
+// reports whether anything was changed.
+func (s *state) temper(left func(name string) bool) (changed bool) {
+	all := len(s.nodes)
+	s.nodes = slices.DeleteFunc(s.nodes, func(n stateNode) bool {
+		return n.State != memberlist.StateAlive && n.Incarnation > maxAccused
+	})
+	for i := range s.nodes {
+		if n := &s.nodes[i]; n.State == memberlist.StateLeft && !left(n.Name) {
+			n.State, changed = memberlist.StateSuspect, true
+		}
+	}
+	return changed || len(s.nodes) != all
+}
+
+// encode is the inverse of decodeState.
+func (s *state) encode() ([]byte, error) {
+	b := bytes.NewBuffer([]byte{pushPullMsg})
+	enc := codec.NewEncoder(b, &codec.MsgpackHandle{})
+	if err := enc.Encode(stateHeader{Nodes: len(s.nodes), UserStateLen: len(s.user), Join: s.join}); err != nil {
+		return nil, err
+	}
+	for i := range s.nodes {
+		if err := enc.Encode(&s.nodes[i]); err != nil {
+			return nil, err
+		}
+	}
+	b.Write(s.user)
+	return b.Bytes(), nil
 }
 
 // clip shortens what somebody else wrote for an error message.

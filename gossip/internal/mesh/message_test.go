@@ -6,11 +6,13 @@ import (
 	"errors"
 	"hash/crc32"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
+	"github.com/hashicorp/memberlist"
 
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
@@ -113,7 +115,7 @@ func TestCheckMessage(t *testing.T) {
 	}
 }
 
-func state(t testing.TB, nodes int, user []byte) []byte {
+func stateOf(t testing.TB, nodes int, user []byte) []byte {
 	parts := []any{stateHeader{Nodes: nodes, UserStateLen: len(user), Join: true}}
 	for range nodes {
 		parts = append(parts, stateNode{Name: "w1", Addr: []byte{127, 0, 0, 1}, Port: 7, Vsn: []byte{1, 5, 2, 0, 0, 0}})
@@ -121,14 +123,18 @@ func state(t testing.TB, nodes int, user []byte) []byte {
 	return message(t, pushPullMsg, append(parts, user)...)
 }
 
-func TestSplitState(t *testing.T) {
+func TestDecodeState(t *testing.T) {
 	for _, user := range [][]byte{{}, {1}, []byte(strings.Repeat("u", 5000))} {
-		got, err := splitState(state(t, 3, user))
-		if err != nil || !bytes.Equal(got, user) {
-			t.Errorf("%d bytes of %d, %v", len(got), len(user), err)
+		b := stateOf(t, 3, user)
+		got, err := decodeState(b)
+		if err != nil || !bytes.Equal(got.user, user) || len(got.nodes) != 3 || !got.join {
+			t.Errorf("%+v, %v", got, err)
+		}
+		if again, err := got.encode(); err != nil || !bytes.Equal(again, b) {
+			t.Errorf("encoded as %x, %v; want %x", again, err, b)
 		}
 	}
-	good := state(t, 3, []byte("user"))
+	good := stateOf(t, 3, []byte("user"))
 	for name, b := range map[string][]byte{
 		"nothing":          {pushPullMsg},
 		"cut":              good[:len(good)-1],
@@ -139,8 +145,51 @@ func TestSplitState(t *testing.T) {
 		"fewer than none":  message(t, pushPullMsg, stateHeader{Nodes: -1}),
 		"negative state":   message(t, pushPullMsg, stateHeader{UserStateLen: -1}),
 	} {
-		if _, err := splitState(b); trust.ReasonOf(err) != Malformed {
+		if _, err := decodeState(b); trust.ReasonOf(err) != Malformed {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Nobody is dead because somebody says so.
+func TestTemper(t *testing.T) {
+	left := func(name string) bool { return name == "left" }
+	for name, test := range map[string]struct {
+		kind byte
+		m    accusation
+		want byte // 0: refused
+	}{
+		"a suspicion":            {suspectMsg, accusation{7, "w1", "w2"}, suspectMsg},
+		"a death":                {deadMsg, accusation{7, "w1", "w2"}, suspectMsg},
+		"its own word":           {deadMsg, accusation{7, "w1", "w1"}, suspectMsg},
+		"its own, signed word":   {deadMsg, accusation{7, "left", "left"}, deadMsg},
+		"another's about it":     {deadMsg, accusation{7, "left", "w1"}, suspectMsg},
+		"the last that it beats": {suspectMsg, accusation{maxAccused, "w1", "w2"}, suspectMsg},
+		"one that it can not":    {suspectMsg, accusation{maxAccused + 1, "w1", "w2"}, 0},
+		"a death, the same":      {deadMsg, accusation{1<<32 - 1, "left", "left"}, 0},
+	} {
+		b := message(t, test.kind, test.m)
+		err := temper(b, left)
+		if test.want == 0 && trust.ReasonOf(err) != Malformed || test.want != 0 && (err != nil || b[0] != test.want) {
+			t.Errorf("%s: type %d, %v; want %d", name, b[0], err, test.want)
+		}
+	}
+	if err := temper([]byte{deadMsg, 0xc1}, left); trust.ReasonOf(err) != Malformed {
+		t.Errorf("junk: %v", err)
+	}
+	s := state{nodes: []stateNode{
+		{Name: "w1", State: memberlist.StateAlive, Incarnation: 1<<32 - 1},
+		{Name: "w2", State: memberlist.StateLeft},
+		{Name: "left", State: memberlist.StateLeft},
+		{Name: "w3", State: memberlist.StateDead},
+		{Name: "w4", State: memberlist.StateDead, Incarnation: maxAccused + 1},
+	}}
+	if !s.temper(left) || s.temper(left) || len(s.nodes) != 4 {
+		t.Errorf("%+v", s.nodes)
+	}
+	for i, want := range []memberlist.NodeStateType{memberlist.StateAlive, memberlist.StateSuspect, memberlist.StateLeft, memberlist.StateDead} {
+		if s.nodes[i].State != want {
+			t.Errorf("%s is %v", s.nodes[i].Name, s.nodes[i].State)
 		}
 	}
 }
@@ -200,17 +249,28 @@ func FuzzPacket(f *testing.F) {
 }
 
 func FuzzState(f *testing.F) {
-	f.Add(state(f, 0, nil)[1:])
-	f.Add(state(f, 3, []byte("user"))[1:])
+	f.Add(stateOf(f, 0, nil)[1:])
+	f.Add(stateOf(f, 3, []byte("user"))[1:])
 	f.Add(message(f, pushPullMsg, stateHeader{Nodes: 1 << 14})[1:])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = append([]byte{pushPullMsg}, b...)
-		user, err := splitState(b)
-		if err != nil && trust.ReasonOf(err) != Malformed {
-			t.Fatalf("%v has no reason", err)
+		s, err := decodeState(b)
+		if err != nil {
+			if trust.ReasonOf(err) != Malformed {
+				t.Fatalf("%v has no reason", err)
+			}
+			return
 		}
-		if err == nil && !bytes.HasSuffix(b, user) {
+		if !bytes.HasSuffix(b, s.user) {
 			t.Fatal("the user's part is not the end")
+		}
+		s.temper(func(name string) bool { return name == "" })
+		b, err = s.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := decodeState(b); err != nil || !reflect.DeepEqual(again.nodes, s.nodes) && len(s.nodes) > 0 {
+			t.Fatalf("%+v became %+v, %v", s, again, err)
 		}
 	})
 }

@@ -42,6 +42,8 @@ type Options struct {
 	// is known at all. It is called with locks held and calls nobody back. Whoever
 	// becomes known is to be told to Introduce.
 	Where func(name, addr string) (there, known bool)
+	// Left says whether a node told itself that it leaves. It calls nobody back.
+	Left func(name string) bool
 	// Message takes a user message of a packet, and says whether it was bad: nobody
 	// sends such who is honest.
 	Message func(from trust.Identity, b []byte) (bad bool)

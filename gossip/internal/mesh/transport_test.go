@@ -104,6 +104,7 @@ func (w *wire) start(t *testing.T, c *trust.Credentials, addr string) *node {
 			at, known := n.known[name]
 			return at == addr, known
 		},
+		Left: func(string) bool { return false },
 		Message: func(from trust.Identity, b []byte) bool {
 			n.mu.Lock()
 			defer n.mu.Unlock()
@@ -428,7 +429,7 @@ func TestShutdownSends(t *testing.T) {
 // An exchange carries a request and its answer, whole.
 func TestExchange(t *testing.T) {
 	meshed(t, func(t *testing.T, _ *trusttest.Authority, _ *wire, m, n *node) {
-		request, answer := state(t, 1000, bytes.Repeat([]byte("u"), 500_000)), state(t, 2000, []byte("answer"))
+		request, answer := stateOf(t, 1000, bytes.Repeat([]byte("u"), 500_000)), stateOf(t, 2000, []byte("answer"))
 		served := make(chan error, 1)
 		go func() {
 			x := <-m.StreamCh()
