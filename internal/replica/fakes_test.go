@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/heads"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -410,6 +411,9 @@ type node struct {
 	liar        bool // says that we diverged
 	boast       uint64
 	quiet       bool // gossip of its head does not arrive
+
+	refusal error // what package heads says when it is asked
+	breaks  error // what package heads says of its stream, after what it has
 }
 
 // world is the fleet and the network around the node under test.
@@ -424,7 +428,48 @@ type world struct {
 	fetchErr func(o Offer, n int) error // of the n-th fetch
 	fetching time.Duration              // how long a fetch takes
 	disk     *disk
+	signed   *fakeHeads // nil: nothing is signed
 }
+
+// fakeHeads are what package heads knows.
+type fakeHeads struct {
+	mu     sync.Mutex
+	pos    txlog.Pos
+	time   time.Time
+	why    error
+	halted chan struct{}
+}
+
+func newFakeHeads() *fakeHeads { return &fakeHeads{halted: make(chan struct{})} }
+
+func (h *fakeHeads) sign(pos txlog.Pos, at time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pos, h.time = pos, at
+}
+
+func (h *fakeHeads) stop(why error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.why == nil {
+		h.why = why
+		close(h.halted)
+	}
+}
+
+func (h *fakeHeads) Furthest() (txlog.Pos, time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.pos, h.time
+}
+
+func (h *fakeHeads) Halt() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.why
+}
+
+func (h *fakeHeads) Halted() <-chan struct{} { return h.halted }
 
 func newWorld(t *testing.T) *world {
 	return &world{t: t, changed: make(chan struct{}), disk: newDisk(t), fetching: 10 * time.Second}
@@ -537,6 +582,8 @@ func (n *node) refuse(id txlog.DatasetID, after txlog.Pos) error {
 	switch {
 	case n.gone || n.unreachable:
 		return errors.New("connection refused")
+	case n.refusal != nil:
+		return n.refusal
 	case id != n.Dataset:
 		return errors.New("other dataset")
 	case n.liar:
@@ -584,7 +631,7 @@ func (s *fakeStream) Next(maxBytes int) ([]txlog.Entry, txlog.Pos, time.Time, er
 		if err == nil && !s.n.frozen && !s.n.garbage {
 			rest = cut(s.n.log[s.pos.Seq:], maxBytes)
 		}
-		garbage := s.n.garbage
+		garbage, breaks := s.n.garbage, s.n.breaks
 		s.w.mu.Unlock()
 		switch {
 		case s.ctx.Err() != nil:
@@ -602,6 +649,11 @@ func (s *fakeStream) Next(maxBytes int) ([]txlog.Entry, txlog.Pos, time.Time, er
 		case len(rest) > 0:
 			s.pos = rest[len(rest)-1].Pos()
 			return rest, head, headTime, nil
+		case breaks != nil:
+			if _, fork := errors.AsType[*heads.ForkError](breaks); fork {
+				s.w.signed.stop(breaks)
+			}
+			return nil, head, headTime, breaks
 		}
 		select {
 		case <-s.ctx.Done():

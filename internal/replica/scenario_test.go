@@ -39,10 +39,14 @@ func (w *world) boot() *sim {
 	w.disk.mu.Lock()
 	w.disk.onCrash = cancel
 	w.disk.mu.Unlock()
-	r, err := New(Config{
+	c := Config{
 		Name: "self", Log: fakeLog{w.disk}, Store: fakeStore{w.disk}, Fleet: w, Network: w, Logger: slog.New(s.alarms),
 		OnChange: func(st Status) { s.told = append(s.told, st) },
-	})
+	}
+	if w.signed != nil {
+		c.Heads = w.signed
+	}
+	r, err := New(c)
 	if err != nil {
 		w.t.Fatal(err)
 	}
