@@ -4,31 +4,46 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
 	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/verify"
+	"github.com/qs-peer/qs-peer/internal/signing"
 )
 
 func newVerify() *cobra.Command {
-	var data string
+	var data, trusted string
+	var need int
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "verify --data DIR [flags]",
 		Short: "Check a stopped node's data directory",
 		Long: `Verify reads everything in the data directory of a node that is not running: every
 entry of the log and its link to the one before, every page of the store, every
-piece of every snapshot; and compares them with each other. It changes nothing.
+piece of every snapshot; and compares them with each other. With --trusted-keys
+every snapshot has to be signed, too. It changes nothing.
 Exit status: 0 sound, 1 not sound (or in use), 2 usage.`,
 		Args: wantArgs(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if data == "" {
 				return usagef("--data is missing: which directory is to be checked?")
 			}
+			o := verify.Options{Need: max(need, 1)}
+			switch {
+			case need < 0 || need > 0 && trusted == "":
+				return usagef("--require-signatures %d: want 1 or more, of those in --trusted-keys", need)
+			case trusted != "":
+				var err error
+				if o.Trusted, err = signing.LoadTrusted(trusted); err != nil {
+					return &usageError{fmt.Errorf("--trusted-keys: %w", err)}
+				}
+			}
 			// What runs is shown where nobody mistakes it for a result.
 			progress := term.NewSpinner(cmd.Context(), cmd.ErrOrStderr(), "verify")
-			report, err := verify.Dir(cmd.Context(), data, progress.Say)
+			o.Step = progress.Say
+			report, err := verify.Dir(cmd.Context(), data, o)
 			progress.Done()
 			if errors.Is(err, verify.ErrNoData) {
 				return &usageError{err}
@@ -49,6 +64,8 @@ Exit status: 0 sound, 1 not sound (or in use), 2 usage.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&data, "data", "", "data `directory` (required)")
+	f.StringVar(&trusted, "trusted-keys", "", "`file` of the keys of which some have to have signed each snapshot (default none: signatures are not looked at)")
+	f.IntVar(&need, "require-signatures", 0, "how many of them (default 1 with --trusted-keys)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object (default false)")
 	return cmd
 }
@@ -81,7 +98,11 @@ func printVerified(w io.Writer, r *verify.Report) error {
 		if !s.Sound {
 			sound = "NOT SOUND"
 		}
-		ew.printf("snapshot  entry %d, %s, %s, infohash %s: %s\n", s.Seq, term.Plural(s.Pairs, "pair"), term.Bytes(s.Bytes), s.InfoHash, sound)
+		signed := ""
+		if len(s.SignedBy) > 0 {
+			signed = ", signed by " + strings.Join(s.SignedBy, " and ")
+		}
+		ew.printf("snapshot  entry %d, %s, %s, infohash %s%s: %s\n", s.Seq, term.Plural(s.Pairs, "pair"), term.Bytes(s.Bytes), s.InfoHash, signed, sound)
 	}
 	for _, f := range r.Findings {
 		ew.printf("FINDING   %s\n", f)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/signing"
 	"github.com/qs-peer/qs-peer/internal/snapshot"
 	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/txlog"
@@ -91,6 +92,19 @@ type Snapshot struct {
 	Bytes    int64  `json:"bytes"`
 	Pairs    uint64 `json:"pairs"`
 	Sound    bool   `json:"sound"`
+	// SignedBy are those of the trusted keys' names that signed its manifest; nil if
+	// no keys were given.
+	SignedBy []string `json:"signed_by,omitempty"`
+}
+
+// Options say what else is to be checked, and who is told.
+type Options struct {
+	// Trusted are the keys of which Need, of different names, have to have signed each
+	// snapshot's manifest. nil: signatures are not looked at.
+	Trusted *signing.Trusted
+	Need    int
+	// Step, if not nil, is told what comes next.
+	Step func(what string)
 }
 
 // identity is node.json.
@@ -105,6 +119,7 @@ type identity struct {
 // check is a verification in progress.
 type check struct {
 	dir    string
+	o      Options
 	id     identity
 	report *Report
 	claims []claim
@@ -116,10 +131,10 @@ type claim struct {
 	pos        txlog.Pos
 }
 
-// Dir verifies the data directory dir. step, if not nil, is told what comes
-// next. A directory that is not sound is no error: see Report.Findings.
-func Dir(ctx context.Context, dir string, step func(what string)) (*Report, error) {
-	c := &check{dir: dir, report: &Report{Data: dir, Snapshots: []Snapshot{}, Findings: []Finding{}}}
+// Dir verifies the data directory dir. A directory that is not sound is no error:
+// see Report.Findings.
+func Dir(ctx context.Context, dir string, o Options) (*Report, error) {
+	c := &check{dir: dir, o: o, report: &Report{Data: dir, Snapshots: []Snapshot{}, Findings: []Finding{}}}
 	if info, err := os.Stat(dir); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoData, err)
 	} else if !info.IsDir() {
@@ -151,8 +166,8 @@ func Dir(ctx context.Context, dir string, step func(what string)) (*Report, erro
 		what string
 		run  func(context.Context) error
 	}{{"the store", c.checkStore}, {"the snapshots", c.checkSnapshots}, {"the log", c.checkLog}} {
-		if step != nil {
-			step(part.what)
+		if o.Step != nil {
+			o.Step(part.what)
 		}
 		if err := part.run(ctx); err != nil {
 			return nil, err
@@ -242,31 +257,39 @@ func (c *check) checkSnapshots(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err != nil {
-			c.find("snapshot", file, err)
+		signers, refused := c.signers(s)
+		for _, wrong := range []error{err, refused} {
+			if wrong != nil {
+				c.find("snapshot", file, wrong)
+			}
 		}
 		m := &s.Manifest
 		c.sameDataset("snapshot", file, m.Dataset)
 		c.claims = append(c.claims, claim{"snapshot", file, m.Pos})
 		c.report.Snapshots = append(c.report.Snapshots, Snapshot{Name: snapshot.Name(m.Pos), Seq: m.Pos.Seq,
-			InfoHash: m.InfoHash.String(), Bytes: m.Size, Pairs: m.Pairs, Sound: err == nil})
+			InfoHash: m.InfoHash.String(), Bytes: m.Size, Pairs: m.Pairs, Sound: err == nil && refused == nil, SignedBy: signers})
 	}
 	return nil
 }
 
+// signers returns who signed a snapshot's manifest, if that is asked for.
+func (c *check) signers(s *snapshot.Snapshot) ([]string, error) {
+	if c.o.Trusted == nil {
+		return nil, nil
+	}
+	_, by, err := c.o.Trusted.Open(s.Note, c.o.Need)
+	if refused, ok := errors.AsType[*signing.RefusedError](err); ok {
+		by, err = refused.By, fmt.Errorf("its manifest: %w", err)
+	}
+	return by, err
+}
+
 // sameContent compares what a snapshot's file says inside with its manifest.
 func sameContent(ctx context.Context, s *snapshot.Snapshot) error {
-	r, err := lmdbstore.CheckFile(ctx, s.Path)
-	m := &s.Manifest
-	switch {
-	case err != nil:
+	if _, err := lmdbstore.CheckFile(ctx, s.Path); err != nil {
 		return err
-	case r.Pos != m.Pos || r.Dataset != m.Dataset:
-		return fmt.Errorf("it holds entry %s of dataset %s; its manifest says %s of %s", r.Pos, r.Dataset, m.Pos, m.Dataset)
-	case r.Pairs != m.Pairs:
-		return fmt.Errorf("it holds %d pairs; its manifest says %d", r.Pairs, m.Pairs)
 	}
-	return nil
+	return s.VerifyStatement(ctx)
 }
 
 // sameDataset compares a part's dataset with the directory's.
