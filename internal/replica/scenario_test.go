@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"syscall"
@@ -351,6 +352,39 @@ func TestScenarios(t *testing.T) {
 			if w.fetches != 3 {
 				t.Errorf("%d fetches", w.fetches)
 			}
+		}},
+		{"an older snapshot is no way on", func(t *testing.T, w *world) {
+			w.holding(h, 0, 1000)
+			m := w.addWriter("m", h[:2000], 1600)
+			m.offers = []int{500, 1000}
+			s := w.boot()
+			s.always("it holds what it has", 10*time.Minute, func(st Status) bool { return st.Applied.Seq == 1000 })
+			if w.fetches != 0 {
+				t.Errorf("%d fetches", w.fetches)
+			}
+			w.change(func() { m.offers = []int{500, 1000, 1700} })
+			s.serving(2000, time.Minute)
+		}},
+		{"not enough signatures yet: the log meanwhile, from zero", func(t *testing.T, w *world) {
+			w.addWriter("m", h[:2000], 1).offers = []int{1500}
+			w.fetchErr = func(Offer, int) error { return fmt.Errorf("%w: one of two", ErrTooEarly) }
+			s := w.boot()
+			s.serving(2000, 15*time.Second)
+		}},
+		{"not enough signatures, and then there are", func(t *testing.T, w *world) {
+			w.addWriter("m", h[:2000], 500).offers = []int{1500}
+			early := true
+			w.fetching = time.Second
+			w.fetchErr = func(Offer, int) error {
+				if early {
+					return ErrTooEarly
+				}
+				return nil
+			}
+			s := w.boot()
+			s.always("it waits", 10*time.Minute, func(st Status) bool { return st.Applied.IsZero() })
+			w.change(func() { early = false })
+			s.serving(2000, 5*time.Second)
 		}},
 		{"a snapshot that never works: another, then from zero", func(t *testing.T, w *world) {
 			w.addWriter("m", h[:2000], 1).offers = []int{1000, 1500}

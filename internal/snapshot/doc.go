@@ -4,7 +4,7 @@
 //
 //	NAME.mdb        the canonical LMDB file, immutable, seeded as it is
 //	NAME.torrent    its metainfo
-//	NAME.manifest   what is signed about it
+//	NAME.manifest   what is known about it, signed: a signed note (package signing), or its bare text
 //
 // with NAME = snapshot-SEQ-HASH: the seq in 20 decimal digits and the first 16
 // digits of the entry's hash. Beside them there may be
@@ -22,10 +22,11 @@
 // manifest whose files are missing, do not agree with it or have another size
 // is damage: Open sets it aside, does not list it, and logs what to do.
 //
+// Signatures are added later, too: NAME.manifest is then replaced at once.
+//
 // # Manifest
 //
-// Text, one "name value" pair a line in this order, which is also what a
-// manager signs:
+// Text, one "name value" pair a line in this order, which is what managers sign:
 //
 //	qs-snapshot-v1
 //	dataset 32 hexadecimal digits
