@@ -161,6 +161,8 @@ func agree(f *Facts, id trust.Identity) error {
 		return refuse(trust.WrongName, "a record says that it is of %s, and its certificate is of %s", f.Name, id.Name)
 	case trust.Role(f.Role) != id.Role:
 		return refuse(trust.WrongRole, "the record of %s says %s, and its certificate %s", f.Name, f.Role, id.Role)
+	case f.Writer && id.Role != trust.RoleManager:
+		return refuse(trust.WrongRole, "the record of %s says that it takes writes, and its certificate that it is a %s", f.Name, id.Role)
 	case f.Colo != id.Colo:
 		return refuse(wrongColo, "the record of %s says colo %s, and its certificate %s", f.Name, f.Colo, id.Colo)
 	}

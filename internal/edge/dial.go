@@ -27,22 +27,39 @@ const (
 // After failures Dial fails at once, with a *BreakerError, until the address's back-off
 // is over. It is a failure, too, when the other end ends the connection before it
 // said anything: so it refuses certificates. Only what is read from the connection
-// shows that: read, even if nothing is to come.
+// shows that: read, even if nothing is to come. That somebody else answers than check
+// wants is a failure for those only who do not want that one.
 func (e *Edge) Dial(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error) {
+	key := e.occupants.key(addr, check)
 	t := &trial{edge: e, addr: addr, began: time.Now()}
-	if err := e.breakers.allow(addr, t.began); err != nil {
+	if err := e.breakers.allow(key, t.began); err != nil {
 		e.dialled(dialHeldBack)
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
 	}
-	c, result, err := e.connect(ctx, addr, check)
-	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+	var there trust.Identity
+	c, result, err := e.connect(ctx, addr, func(id trust.Identity) error {
+		if there = id; check == nil {
+			return nil
+		}
+		return check(id)
+	})
+	switch why := trust.ReasonOf(err); {
+	case err == nil:
+	case errors.Is(ctx.Err(), context.Canceled):
 		result = dialCancelled
-	} else if err != nil {
+	case why == trust.WrongName || why == trust.WrongRole:
+		e.occupants.set(addr, there)
+		e.breakers.fail(misnamed(addr), t.began, time.Now(), err)
+	default:
 		e.breakers.fail(addr, t.began, time.Now(), err)
 	}
 	e.dialled(result)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
+	}
+	if key != addr { // whoever was there before moved away
+		e.occupants.forget(addr)
+		e.breakers.succeed(key)
 	}
 	t.connected = time.Now()
 	if c, ok := c.(*tls.Conn); ok {
@@ -53,7 +70,11 @@ func (e *Edge) Dial(ctx context.Context, addr string, check func(trust.Identity)
 
 // Retry says that there is reason to believe that an address answers again: its back-off
 // is over, and one attempt may be made out of turn.
-func (e *Edge) Retry(addr string) { e.breakers.forgive(addr, time.Now()) }
+func (e *Edge) Retry(addr string) {
+	now := time.Now()
+	e.breakers.forgive(addr, now)
+	e.breakers.forgive(misnamed(addr), now)
+}
 
 func (e *Edge) dialled(result string) { e.metrics.dials.WithLabelValues(result).Inc() }
 

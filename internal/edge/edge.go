@@ -27,6 +27,7 @@ type Edge struct {
 	metrics     *metrics
 	refusals    refusals
 	breakers    *breakers
+	occupants   *occupants
 	computing   gate
 }
 
@@ -39,6 +40,7 @@ func New(o Options) *Edge {
 		credentials: o.Credentials,
 		log:         o.Logger,
 		breakers:    newBreakers(),
+		occupants:   newOccupants(),
 		computing:   make(gate, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	e.metrics = newMetrics(o.Registerer, e.breakers)

@@ -40,7 +40,7 @@ func (f *fleet) Upstreams() []replica.Upstream {
 		}
 		ups = append(ups, replica.Upstream{
 			Name: m.Name, Addr: m.PeerAddr, Dataset: m.Dataset, First: m.LogFirst, Head: m.Head, HeadTime: m.HeadTime,
-			Writer: m.Writer, Manager: m.Role == gossip.Manager, Near: m.Colo == f.colo,
+			Writer: isWriter(m), Manager: m.Role == gossip.Manager, Near: m.Colo == f.colo,
 		})
 	}
 	return ups
@@ -91,34 +91,42 @@ func withinHeads(offers []replica.Offer, self gossip.Member, others []gossip.Mem
 	return possible, future
 }
 
+// offersOf gathers what members announce: one offer for each snapshot, its holders
+// managers first. Of different claims about one infohash, which is one file, the one
+// counts that most make, and of those as many the writer's: whoever else claims
+// something is not among the holders.
 func offersOf(members []gossip.Member) []replica.Offer {
-	type key struct {
+	type file struct {
 		dataset  txlog.DatasetID
 		infoHash chunker.InfoHash
 	}
 	members = slices.Clone(members)
 	slices.SortStableFunc(members, func(a, b gossip.Member) int {
-		return cmp.Compare(roleRank(a.Role), roleRank(b.Role))
+		return cmp.Or(cmp.Compare(roleRank(a.Role), roleRank(b.Role)), cmp.Compare(boolRank(isWriter(a)), boolRank(isWriter(b))))
 	})
-	byKey := map[key]*replica.Offer{}
+	claims := map[file][]replica.Offer{} // the writer's first, then other managers'
 	for _, m := range members {
 		for _, a := range m.Snapshots {
-			k := key{m.Dataset, a.InfoHash}
-			o := byKey[k]
-			if o == nil {
-				o = &replica.Offer{Dataset: m.Dataset, Pos: a.Pos, InfoHash: a.InfoHash, Size: a.Size}
-				byKey[k] = o
+			f := file{m.Dataset, a.InfoHash}
+			i := slices.IndexFunc(claims[f], func(o replica.Offer) bool { return o.Pos == a.Pos && o.Size == a.Size })
+			if i < 0 {
+				i = len(claims[f])
+				claims[f] = append(claims[f], replica.Offer{Dataset: m.Dataset, Pos: a.Pos, InfoHash: a.InfoHash, Size: a.Size})
 			}
-			if o.Pos != a.Pos || o.Size != a.Size {
-				continue // one infohash is one file: the later claim is wrong
-			}
+			o := &claims[f][i]
 			o.Manager = o.Manager || m.Role == gossip.Manager
 			o.Holders = append(o.Holders, replica.Holder{Name: m.Name, Addr: m.PeerAddr, Manager: m.Role == gossip.Manager})
 		}
 	}
-	offers := make([]replica.Offer, 0, len(byKey))
-	for _, o := range byKey {
-		offers = append(offers, *o)
+	offers := make([]replica.Offer, 0, len(claims))
+	for _, c := range claims {
+		best := c[0]
+		for _, o := range c[1:] {
+			if len(o.Holders) > len(best.Holders) {
+				best = o
+			}
+		}
+		offers = append(offers, best)
 	}
 	slices.SortFunc(offers, func(a, b replica.Offer) int {
 		return cmp.Or(cmp.Compare(b.Pos.Seq, a.Pos.Seq), cmp.Compare(a.InfoHash.String(), b.InfoHash.String()))
@@ -126,17 +134,23 @@ func offersOf(members []gossip.Member) []replica.Offer {
 	return offers
 }
 
-func roleRank(r gossip.Role) int {
-	if r == gossip.Manager {
+func boolRank(first bool) int {
+	if first {
 		return 0
 	}
 	return 1
 }
 
+func roleRank(r gossip.Role) int { return boolRank(r == gossip.Manager) }
+
+// isWriter reports whether a member takes writes: a worker may claim so, but is
+// not believed.
+func isWriter(m gossip.Member) bool { return m.Writer && m.Role == gossip.Manager }
+
 // writer returns the live manager that takes writes for a dataset.
 func (f *fleet) writer(dataset txlog.DatasetID) (gossip.Member, bool) {
 	for _, m := range f.others() {
-		if m.Writer && (dataset.IsZero() || m.Dataset == dataset) {
+		if isWriter(m) && (dataset.IsZero() || m.Dataset == dataset) {
 			return m, true
 		}
 	}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/internal/replica"
@@ -51,8 +53,9 @@ type keeper struct {
 	disputed  *doubts // came out otherwise when this node replayed the log
 	conflicts prometheus.Gauge
 
-	mu       sync.Mutex // guards what follows, and makes retain one at a time
-	warned   map[string]bool
+	mu       sync.Mutex      // guards what follows, and makes retain one at a time
+	warned   map[string]bool // of the conflicts that there are now
+	warnings *rate.Limiter
 	future   map[chunker.InfoHash]time.Time // since when offers are beyond all heads
 	trimmed  uint64
 	lastFail string
@@ -185,15 +188,20 @@ func trimFloor(own []*snapshot.Snapshot, offers []replica.Offer) (seq uint64, ok
 // position, or different histories.
 func (k *keeper) checkConflicts(offers []replica.Offer) {
 	found := conflicts(k.shelf.list(), offers)
+	there := map[string]bool{}
 	for _, c := range found {
 		a, b := c[0], c[1]
-		if key := a.InfoHash.String() + b.InfoHash.String(); !k.warned[key] {
+		key := a.InfoHash.String() + b.InfoHash.String()
+		there[key] = true
+		// Anybody may claim what they like, again and again: the metric counts it all.
+		if !k.warned[key] && k.warnings.Allow() {
 			k.warned[key] = true
 			k.logger.Error("snapshots differ at one position: a replica diverged or is damaged; verify the holders",
 				"pos", a.Pos, "infohash", a.InfoHash, "holders", a.Holders,
 				"other_pos", b.Pos, "other_infohash", b.InfoHash, "other_holders", b.Holders)
 		}
 	}
+	maps.DeleteFunc(k.warned, func(key string, _ bool) bool { return !there[key] })
 	k.conflicts.Set(float64(len(found) + k.network.refuted.among(offers) + k.disputed.among(offers)))
 }
 
@@ -237,26 +245,39 @@ func conflicts(own []*snapshot.Snapshot, offers []replica.Offer) (pairs [][2]rep
 
 // mirror makes a following manager fetch what the others announce.
 func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
+	failed := map[chunker.InfoHash]time.Time{} // when to try those again
 	for {
 		changed := k.fleet.Changed()
 		// A replica that is being rebuilt fetches for itself what it needs.
 		if status().Ready {
-			if o, ok := missing(k.shelf.list(), k.offers(), k.keep); ok {
+			offers := k.offers()
+			maps.DeleteFunc(failed, func(h chunker.InfoHash, _ time.Time) bool {
+				return !slices.ContainsFunc(offers, func(o replica.Offer) bool { return o.InfoHash == h })
+			})
+			now := time.Now()
+			// One that can not be had does not keep from others.
+			offers = slices.DeleteFunc(offers, func(o replica.Offer) bool { return now.Before(failed[o.InfoHash]) })
+			if o, ok := missing(k.shelf.list(), offers, k.keep); ok {
 				err := k.fetch(ctx, o)
-				if err != nil && ctx.Err() == nil {
+				if ctx.Err() != nil {
+					return
+				}
+				if err != nil {
 					if !errors.Is(err, replica.ErrTooEarly) {
 						k.logger.Warn("mirroring a snapshot failed", "pos", o.Pos, "err", err)
 					}
-					pause(ctx, mirrorRetry)
-				}
-				if ctx.Err() != nil {
-					return
+					failed[o.InfoHash] = time.Now().Add(mirrorRetry)
 				}
 				continue
 			}
 		}
+		var again <-chan time.Time
+		if len(failed) > 0 {
+			again = time.After(mirrorRetry)
+		}
 		select {
 		case <-changed:
+		case <-again:
 		case <-ctx.Done():
 			return
 		}

@@ -149,6 +149,34 @@ func TestOffersOf(t *testing.T) {
 	}
 }
 
+// One manager's false claim does not hide what the others hold.
+func TestFalseClaim(t *testing.T) {
+	member := func(name string, role gossip.Role, writer bool, size int64) gossip.Member {
+		return gossip.Member{Facts: gossip.Facts{
+			Name: name, Role: role, Writer: writer, PeerAddr: name + ":1", Dataset: txlog.DatasetID{1},
+			Snapshots: []gossip.Announcement{{Pos: testPos(5), InfoHash: [20]byte{5}, Size: size}},
+		}}
+	}
+	for name, members := range map[string][]gossip.Member{
+		"most say otherwise":     {member("a", gossip.Manager, false, 51), member("w1", gossip.Worker, false, 50), member("w2", gossip.Worker, false, 50)},
+		"the writer does":        {member("a", gossip.Manager, false, 51), member("m", gossip.Manager, true, 50)},
+		"a worker is no writer":  {member("a", gossip.Worker, true, 51), member("m", gossip.Manager, false, 50)},
+		"managers before others": {member("a", gossip.Worker, false, 51), member("m", gossip.Manager, false, 50)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := offersOf(members)
+			if len(got) != 1 || got[0].Size != 50 {
+				t.Fatalf("got %+v", got)
+			}
+			for _, h := range got[0].Holders {
+				if h.Name == "a" {
+					t.Error("who claims something else is a holder")
+				}
+			}
+		})
+	}
+}
+
 // A snapshot beyond all managers' heads is not offered; without managers in reach
 // everything is.
 func TestWithinHeads(t *testing.T) {

@@ -243,7 +243,7 @@ func (c *respConn) flush() error {
 
 // dispatch runs a command and appends its answer.
 func (c *respConn) dispatch(req *respRequest) {
-	name := strings.ToUpper(string(req.args[0]))
+	name := upper(req.args[0])
 	cmd, ok := respCommands[name]
 	if !ok {
 		name = "other"
@@ -263,6 +263,12 @@ func (c *respConn) dispatch(req *respRequest) {
 		c.out = respFailure(c.out, respMessage(err))
 	}
 	c.server.commands.WithLabelValues(strings.ToLower(name), outcome).Inc()
+}
+
+// upper returns a word of a client's in capitals, cut to what an answer quotes: it may
+// be as long as a value.
+func upper(word []byte) string {
+	return strings.ToUpper(string(word[:min(len(word), maxQuoted)]))
 }
 
 // run runs a command, or queues it. cmd is nil if there is none of that name.

@@ -1,8 +1,6 @@
 package peer
 
 import (
-	"strings"
-
 	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -23,7 +21,7 @@ type respTx struct {
 func parseSet(args [][]byte) (*respWrite, error) {
 	if len(args) > 2 {
 		return nil, respErrorf("ERR SET takes no options here, and %s is one: values do not expire, and writes are unconditional",
-			strings.ToUpper(string(args[2])))
+			upper(args[2]))
 	}
 	return parseMSet(args)
 }

@@ -21,6 +21,10 @@ import (
 // vanishedAfter is how long a peer may acknowledge nothing, or take nothing.
 const vanishedAfter = 30 * time.Second
 
+// maxHeader bounds a request's head, in bytes: a key of 511 bytes takes 1.5 KiB. Parsed,
+// a head of many short lines takes up to twenty times as much.
+const maxHeader = 8 << 10
+
 // listeners are the node's open sockets, but for gossip's without TLS, which is UDP
 // too. Whoever serves one takes it; what nobody took is closed by the cleanup.
 type listeners struct {
@@ -160,7 +164,7 @@ func newServer(ctx context.Context, h http.Handler, logger *slog.Logger) *http.S
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		MaxHeaderBytes:    maxHeader,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}

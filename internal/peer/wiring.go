@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
@@ -158,7 +159,7 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 
 	keep := &keeper{
 		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, manager: manager, keep: w.o.KeepSnapshots,
-		logger: w.logger("keeper"), sigs: w.sigs, disputed: newDoubts(), conflicts: newConflictsGauge(w.reg), warned: map[string]bool{}, future: map[chunker.InfoHash]time.Time{},
+		logger: w.logger("keeper"), sigs: w.sigs, disputed: newDoubts(), conflicts: newConflictsGauge(w.reg), warned: map[string]bool{}, warnings: rate.NewLimiter(rate.Every(time.Minute/10), 10), future: map[chunker.InfoHash]time.Time{},
 	}
 	w.sigs.register(w.reg, w.shelf)
 	witness := &notary{
