@@ -207,6 +207,9 @@ func TestHostilePeers(t *testing.T) {
 		{"length zero", body(pack(t, nil, head, length(0))), p2p.ErrProtocol, 0},
 		{"flipped bit", body(pack(t, nil, head, entry(first), flipped)), p2p.ErrProtocol, 0},
 		{"entry left out", body(pack(t, nil, head, entry(first), entry(entries[2]))), p2p.ErrProtocol, 0},
+		{"entries swapped", body(pack(t, nil, head, entry(first), entry(entries[2]), entry(entries[1]))), p2p.ErrProtocol, 0},
+		{"a signed head that nobody asked for", body(pack(t, nil, head, []byte("S\x02\x00x\n"))), p2p.ErrProtocol, 0},
+		{"a signed head that is too long", body(pack(t, nil, head, []byte("S\x01\x10"), make([]byte, 1<<20))), p2p.ErrProtocol, 0},
 		{"entry twice", body(pack(t, nil, head, entry(first), entry(first))), p2p.ErrProtocol, 0},
 		{"first entry of another dataset", body(pack(t, nil, head, entry(other))), p2p.ErrProtocol, 0},
 	}

@@ -283,7 +283,41 @@ func TestBookTrimFails(t *testing.T) {
 	}
 }
 
-var _ durable.FS = (*faultfs.FS)(nil)
+// Whatever is on the disk, the book opens with what is sound of it, or says that it is
+// of another version, and works on.
+func FuzzBook(f *testing.F) {
+	header := []byte(keptMagic + "\x01\x00\x00\x00")
+	rec := appendRecord(nil, fakeSigned(3).Note)
+	f.Add(header, rec)
+	f.Add(slices.Concat(header, rec, appendRecord(nil, fakeSigned(4).Note)), slices.Concat(rec, make([]byte, slotSize-len(rec)), appendRecord(nil, fakeSigned(9).Note)))
+	f.Add(slices.Concat(header, rec, rec), []byte{1, 0, 0, 0})
+	f.Add([]byte(keptMagic), []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, kept, newest []byte) {
+		fsys := faultfs.New()
+		if err := fsys.MkdirAll("heads", 0o750); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string][]byte{keptName: kept, newestName: newest} {
+			if err := durable.WriteFile(fsys, filepath.Join("heads", name), text, 0o640); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b, err := OpenBook("heads", BookOptions{FS: fsys})
+		if err != nil {
+			return
+		}
+		defer b.Close()
+		n := b.Len()
+		next := fakeSigned(1 << 30)
+		next.Pos.Seq = b.Newest().Pos.Seq + 1
+		next.Note = next.Encode()
+		next.Dataset = b.Newest().Dataset
+		b.Add(next, Spacing)
+		if b.Newest().Pos != next.Pos || next.Pos.Seq != 0 && b.Len() != n+1 {
+			t.Errorf("%d heads were kept, now %d; the newest is %d, want %d", n, b.Len(), b.Newest().Pos.Seq, next.Pos.Seq)
+		}
+	})
+}
 
 func TestBookConcurrently(t *testing.T) {
 	b := newBook(t, t.TempDir())

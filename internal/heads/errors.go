@@ -18,6 +18,7 @@ const (
 	WrongDataset = Reason("wrong_dataset") // a signed head of another one
 	Uncovered    = Reason("uncovered")     // no signed head came for its entries in time
 	Altered      = Reason("altered")       // its entries do not lead to a signed head
+	Garbled      = Reason("garbled")       // what it sends does not link, or is no log
 	Unproven     = Reason("unproven")      // it contradicts us, and has no signed head to prove it
 )
 

@@ -78,19 +78,25 @@ func NewGuard(o GuardOptions) (*Guard, error) {
 	return g, nil
 }
 
-// Furthest returns the furthest head that was verified, zero if none was. This
-// node may not have the entries yet.
+// Furthest returns the furthest head that was verified, zero if none was: on the
+// writer the one that it signed last. A follower may not have the entries yet.
 func (g *Guard) Furthest() Signed {
+	if g.o.Writer {
+		return g.o.Book.Newest()
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.newest
 }
 
-// since returns when the newest head was heard.
-func (g *Guard) since() time.Time {
+// age returns how long ago the furthest head was heard of.
+func (g *Guard) age() time.Duration {
+	if h := g.o.Book.Newest(); g.o.Writer && h.Note != nil {
+		return time.Since(h.Time) // its own clock
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.heard
+	return time.Since(g.heard)
 }
 
 // Halt returns why nothing may be applied or written any more, nil if all is

@@ -1,8 +1,6 @@
 package heads
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -21,8 +19,8 @@ type guardMetrics struct {
 func newGuardMetrics(reg prometheus.Registerer, g *Guard) guardMetrics {
 	f := promauto.With(reg)
 	f.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "qs_heads_age_seconds", Help: "Time since a newer signed head was verified than all before, by this node's clock; since the start, if none was."},
-		func() float64 { return time.Since(g.since()).Seconds() })
+		Name: "qs_heads_age_seconds", Help: "Time since a newer signed head was verified than all before (on the writer: was signed), by this node's clock; since the start, if none was."},
+		func() float64 { return g.age().Seconds() })
 	f.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "qs_log_forked", Help: "1 while nothing is applied or written, because there is evidence of a fork in the dataset or, on the writer, of lost entries."},
 		func() float64 {

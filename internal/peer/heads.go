@@ -162,6 +162,9 @@ type receivedLog struct{ *p2p.Stream }
 
 func (r receivedLog) Next(maxBytes int) ([]txlog.Entry, [][]byte, error) {
 	p, err := r.Stream.Next(maxBytes)
+	if errors.Is(err, p2p.ErrProtocol) {
+		err = &heads.FaultError{Reason: heads.Garbled, Err: err}
+	}
 	return p.Entries, p.Signed, err
 }
 

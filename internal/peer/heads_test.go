@@ -2,16 +2,23 @@ package peer
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/heads"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/internal/signing/signingtest"
+	"github.com/qs-peer/qs-peer/p2p"
+	"github.com/qs-peer/qs-peer/txlog"
 )
 
 // copyData makes the data directory to what the one of another is now.
@@ -214,4 +221,145 @@ func TestFork(t *testing.T) {
 	w.start()
 	last = m1.put("k", "fourth")
 	eventually(t, "all follow one history", func() bool { return w.applied(last)() && fresh.applied(last)() })
+}
+
+// liar is a member whose log is not what the writer wrote, and the heads it sends are
+// the writer's.
+type liar struct {
+	log  *txlog.Log
+	book *heads.Book
+}
+
+func (l *liar) After(seq uint64) (p2p.SignedHead, bool) {
+	h, ok := l.book.After(seq)
+	return sent(h), ok
+}
+
+func (l *liar) Newest() (p2p.SignedHead, bool) {
+	h := l.book.Newest()
+	return sent(h), h.Note != nil
+}
+
+func (l *liar) Furthest() (p2p.SignedHead, bool) { return l.Newest() }
+func (l *liar) Changed() <-chan struct{}         { return l.book.Changed() }
+
+// join makes a liar a manager of a colo, as gossip sees it.
+func (l *liar) join(t *testing.T, colo string, via *testNode) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := servePeers(ln, p2p.NewServer(p2p.ServerOptions{
+		Log: l.log, Heads: l, Snapshot: func(chunker.InfoHash) (_, _ []byte, _ bool) { return nil, nil, false },
+	}), slog.New(slog.DiscardHandler))
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		stop(ctx)
+	})
+	g, err := gossip.Start(gossip.Options{
+		Addr: "127.0.0.1:0", Join: []string{via.p.Addrs().Gossip},
+		Facts: gossip.Facts{
+			Name: "liar", Role: gossip.Manager, Colo: colo, State: "serving", Dataset: l.log.Dataset(), PeerAddr: ln.Addr().String(),
+			LogFirst: 1, Head: l.log.Head(), Applied: l.log.Head(),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.Close() })
+}
+
+// TestLiarInAFleet: the manager next door, which everybody asks first, holds another
+// log than the writer in another colo.
+func TestLiarInAFleet(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		from   int // the first forged entry
+		reason heads.Reason
+	}{
+		"an invented tail": {41, heads.Uncovered},
+		"an altered entry": {20, heads.Altered},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			keys := signingtest.New(t, "m1")
+			m1 := newNode(t, "m1", gossip.Manager).sign(keys, 0)
+			m1.start()
+			for i := range 39 {
+				m1.put("k", fmt.Sprint(i))
+			}
+			m1.stop()
+			data := filepath.Join(t.TempDir(), "copy")
+			copyData(t, data, m1.o.Data)
+			book, err := heads.OpenBook(filepath.Join(data, headsDir), heads.BookOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { book.Close() })
+			log := forge(t, filepath.Join(data, logDir), c.from, 60)
+
+			m1.o.Colo = "elsewhere"
+			m1.start()
+			(&liar{log, book}).join(t, "here", m1)
+			w := newNode(t, "w", gossip.Worker, m1).sign(keys, 0)
+			w.o.Colo = "here"
+			w.start()
+			eventually(t, "the liar is left", func() bool {
+				return w.metric(fmt.Sprintf("qs_replica_stream_ends_total{reason=%q}", c.reason)) != ""
+			})
+			last := m1.put("k", "last")
+			eventually(t, "the writer is followed", w.applied(last))
+			if got := w.get(kvPath("k")).body; got != "last" {
+				t.Errorf("k is %q", got)
+			}
+			if got := w.metric("qs_replica_divergences_total"); got != "0" {
+				t.Errorf("it diverged %s times", got)
+			}
+			if got := w.metric("qs_log_forked"); got != "0" {
+				t.Error("it takes that for a fork")
+			}
+		})
+	}
+}
+
+// forge makes a log that is the one in dir up to an entry, and then goes on by itself.
+func forge(t *testing.T, dir string, from, to int) *txlog.Log {
+	t.Helper()
+	l, err := txlog.Open(dir, txlog.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r, err := l.Reader(txlog.Pos{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var all []txlog.Entry
+	for len(all) < from-1 {
+		entries, err := r.Next(t.Context(), 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, entries...)
+	}
+	all = all[:from-1]
+	for len(all) < to {
+		e, err := txlog.Seal(all[len(all)-1].Pos(), 1, time.Now(), []txlog.Op{{Kind: txlog.Put, Key: []byte("k"), Value: []byte("forged")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, e)
+	}
+	forged, err := txlog.Open(filepath.Join(t.TempDir(), "forged"), txlog.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { forged.Close() })
+	if _, err := forged.AppendEntries(all); err != nil {
+		t.Fatal(err)
+	}
+	return forged
 }
