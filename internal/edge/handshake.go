@@ -129,8 +129,8 @@ func (hs *handshakes) close() {
 	}
 }
 
-// compute is called when the client's greeting is there. It waits until there is
-// processor time for an answer.
+// compute is called when the client's greeting is there, and again when its
+// certificates are. It waits until there is processor time for them.
 func (h *handshake) compute() error {
 	if h.busy {
 		return nil
@@ -149,7 +149,7 @@ func (h *handshake) compute() error {
 	return nil
 }
 
-// computed is called when the answer is ready, or there will be none.
+// computed is called when the answer is ready, or the handshake is over.
 func (h *handshake) computed() {
 	if !h.busy {
 		return

@@ -83,12 +83,20 @@ type listener struct {
 	running  sync.WaitGroup
 }
 
-// config lets in who is admitted, so that others are told in the handshake.
+// config lets in who is admitted, so that others are told in the handshake. What is
+// computed for a client, the answer to its greeting and the look at its certificates,
+// waits for its turn.
 func (l *listener) config() *tls.Config {
 	cfg := l.edge.credentials.ServerConfig()
-	if verify := cfg.VerifyConnection; l.o.Admit != nil {
-		cfg.VerifyConnection = func(s tls.ConnectionState) error {
-			if err := verify(s); err != nil {
+	verify := cfg.VerifyConnection
+	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		h := hello.Conn.(*socket).handshake
+		own := cfg.Clone()
+		own.VerifyConnection = func(s tls.ConnectionState) error {
+			if err := h.compute(); err != nil {
+				return err
+			}
+			if err := verify(s); err != nil || l.o.Admit == nil {
 				return err
 			}
 			id, err := trust.FromCertificate(s.PeerCertificates[0])
@@ -97,9 +105,7 @@ func (l *listener) config() *tls.Config {
 			}
 			return l.o.Admit(id)
 		}
-	}
-	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		return nil, hello.Conn.(*socket).handshake.compute()
+		return own, h.compute()
 	}
 	return cfg
 }
