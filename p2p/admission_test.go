@@ -30,7 +30,9 @@ type secureSource struct {
 	asked     int // pieces: each is given to one node only
 }
 
-func newSecureSource(t testing.TB) *secureSource {
+func newSecureSource(t testing.TB) *secureSource { return newSecureSourceOn(t, listenTCP(t)) }
+
+func newSecureSourceOn(t testing.TB, ln net.Listener) *secureSource {
 	t.Helper()
 	s := &secureSource{stockpile: newStockpile(t, 1<<20), authority: trusttest.New(t), dataset: txlog.DatasetID{7}}
 	log, err := txlog.Open(t.TempDir(), txlog.Options{})
@@ -42,7 +44,7 @@ func newSecureSource(t testing.TB) *secureSource {
 	}
 	t.Cleanup(func() { log.Close() })
 	creds := s.authority.Open(t, trust.RoleManager, "source")
-	s.server, s.addr = serveSource(t, listenTLS(listenTCP(t), newEdge(creds)), ServerOptions{
+	s.server, s.addr = serveSource(t, listenTLS(ln, newEdge(creds)), ServerOptions{
 		Log: log, Pieces: s.stockpile, Refused: s.heard.add,
 		Snapshot: func(ih chunker.InfoHash) (manifest, metainfo []byte, ok bool) {
 			return []byte("manifest"), s.torrent.Metainfo(), ih == s.torrent.InfoHash()

@@ -37,9 +37,12 @@ func newEdge(creds *trust.Credentials) *edge.Edge { return edge.New(edge.Options
 // dialTLS connects without a circuit breaker.
 func dialTLS(creds *trust.Credentials) DialFunc {
 	return func(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error) {
-		d := tls.Dialer{Config: creds.ClientConfig(check)}
-		return d.DialContext(ctx, "tcp", addr)
+		return overTLS(ctx, new(net.Dialer), addr, creds.ClientConfig(check))
 	}
+}
+
+func overTLS(ctx context.Context, d *net.Dialer, addr string, config *tls.Config) (net.Conn, error) {
+	return (&tls.Dialer{NetDialer: d, Config: config}).DialContext(ctx, "tcp", addr)
 }
 
 // refusals are what a RefusedFunc heard.

@@ -12,12 +12,22 @@ const (
 	// woken to read it. On a link of 100 Mbit/s it would otherwise be woken for
 	// every few packets, which cost two to three times the processor time.
 	wakeBytes = 64 << 10
-	// tlsBuffered bounds what a TLS connection has read and not yet returned.
+	// tlsBuffered bounds what a TLS connection has read and not yet returned: crypto/tls
+	// reads a record, of 16,645 bytes at most, into a bytes.Buffer, as far as there is room
+	// in that, and a bytes.Buffer that is asked for 512 bytes more than that grows
+	// to 56 KiB at most.
 	tlsBuffered = 64 << 10
 )
 
 // waker sets how much has to have arrived before a reader of a connection is woken
 // (SO_RCVLOWAT). The end of the connection and deadlines wake it in any case.
+//
+// A reader must never wait for more than what was sent before the other end waits
+// for an answer. Over TLS it does not, although records do not end where messages do:
+// of n bytes that are still to be returned at least n-tlsBuffered are still to
+// come through the socket, because encryption only adds to them; and should one Read
+// of the TLS connection wait more than once, in the middle of a record, it has
+// not taken more from the socket meanwhile than tlsBuffered.
 type waker struct {
 	raw      syscall.RawConn // nil: the connection is not the kernel's
 	buffered int             // what may have left the kernel without having been read
