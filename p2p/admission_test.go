@@ -254,11 +254,36 @@ func TestQuotaAccounts(t *testing.T) {
 	for _, l := range leave {
 		l()
 	}
-	if u := q.of["w"]; u.requests != 0 || u.streams != 0 {
+	u := q.of["w"]
+	if u.requests != 0 || u.streams != 0 {
 		t.Errorf("%+v is left", u)
 	}
-	q.of["w"].rate.SetBurst(requestBurst + 1) // as after a long time
-	q.of["w"].rate.SetBurst(requestBurst)
+	// Pieces cost nothing, unless they fail.
+	piece := piecePath(chunker.InfoHash{}, 0)
+	for range 2 * requestBurst {
+		leave, err := q.enter("w", piece)
+		if err != nil {
+			t.Fatalf("pieces that were sent were counted: %v", err)
+		}
+		leave()
+	}
+	u.rate.SetLimit(0) // time stands still
+	for n := 0; ; n++ {
+		leave, err := q.enter("w", piece)
+		if err != nil {
+			if n < requestBurst/2 {
+				t.Errorf("%d pieces failed, and another is refused", n)
+			}
+			break
+		}
+		leave()
+		if n > requestBurst {
+			t.Fatal("failures are not counted")
+		}
+		q.charge("w")
+	}
+	q.charge("nobody")
+	u.rate.SetLimit(requestRate)
 	deadline := time.Now().Add(10 * time.Second)
 	for n := 0; len(q.of) != 1 || q.of["w"] != nil; n++ {
 		if time.Now().After(deadline) {

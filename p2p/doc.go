@@ -6,8 +6,7 @@
 // The swarm is closed: no tracker, DHT, PEX, LSD, uTP or WebTorrent, and no
 // extension of the protocol but BEP 6. Peers come from SetPeers, which the
 // caller feeds from gossip, and metadata is never taken from a peer: Seed and
-// Fetch take a verified torrent. Who may connect is decided by the Listener and
-// by Dial (mutual TLS goes in there), not here.
+// Fetch take a verified torrent.
 //
 // A node's peer id is derived from its name ("-QS0001-" and the first 12 bytes
 // of SHA-256("qs-peer-id-v1\x00" ‖ name)), so bytes are accounted to the peer
@@ -28,8 +27,23 @@
 // announce.go when peers hear what came in; keeper.go whom to connect to, and when
 // to start over; availability.go what the colo has, and offer.go what of that the
 // client knows to be missing here; sourcing.go how what the colo lacks is asked for;
-// pieces*.go the same over the peer protocol; budget.go how much may go; wake.go and
-// sendqueue.go how the kernel is used; swarmconfig.go the client's settings.
+// pieces*.go the same over the peer protocol; budget.go how much may go; identity.go who
+// is on the other end, target.go who is to be, and quota.go what one may ask for; wake.go,
+// sendqueue.go and cork.go how the kernel is used; swarmconfig.go the client's settings.
+//
+// # Who is on the other end
+//
+// Listener and Dial, and the peer protocol's, may bring TLS connections whose
+// handshakes are done and whose certificates are good (package internal/edge). Then
+// the other end is who its certificate says: a node, which may fetch
+// (trust.VerbFetch), by its name. A node that is dialled or asked has to be the one
+// that gossip knows there. In the swarm the peer id in the BitTorrent handshake has to be
+// the one of that name, whoever connected, so that nobody has another shunned; who is
+// shunned is not let in, from whatever address or process. The peer protocol's
+// server takes the asker's name and colo from the certificate, whatever the request says, and
+// answers other roles with 403 (ErrForbidden). RefusedFunc hears of all this.
+//
+// Without TLS names are what is said.
 //
 // # Peer protocol
 //
@@ -59,17 +73,19 @@
 // A position that the sender no longer holds is 410 Gone with a JSON body that
 // becomes a *txlog.TrimmedError again; a diverged one 409 and a
 // *txlog.DivergedError; another dataset 421 and ErrOtherDataset; a snapshot that
-// is not held 404 and ErrNotHeld; a malformed request 400 and ErrProtocol; a
+// is not held 404 and ErrNotHeld; a malformed request, or one with a body, 400 and
+// ErrProtocol; one by somebody who may not fetch 403 and ErrForbidden; a
 // peer without a dataset, or with too many streams or requests, 503 with
 // Retry-After and a *BusyError.
 //
 // # First copies
 //
-// A piece is asked for by name (Qs-Node: the asker's, at most 128 bytes) and
+// A piece is asked for by name (the certificate's, or without TLS Qs-Node: NAME, at
+// most 128 bytes) and
 // comes as it is in the file: 200 with its exact Content-Length, uncompressed.
 // INDEX is decimal, from 0, without sign or leading zeros. Each piece is handed
-// to one node of a colo at a time, by the colo that gossip knows of the asker,
-// not what the request says: another gets 409 with {"holder": NAME,
+// to one node of a colo at a time, by the colo that the certificate or else gossip
+// tells of the asker, not what the request says: another gets 409 with {"holder": NAME,
 // "retry_ms": N}, a *LeasedError. A piece that is not there, not good or can
 // not be read is 404. The pieces that are there come as a bitmap of
 // ceil(pieces/8) bytes, the first piece in the highest bit of the first byte,
@@ -83,7 +99,15 @@
 //
 // A source bounds what askers can keep it busy with: 32 requests and connections
 // of an asker, 2,048 requests of all, beyond which the answer is 503; and 4,096
-// connections. A receiver that does not take 256 KiB within 30 s is given up.
+// connections. A receiver that does not take 256 KiB within 30 s is given up, in the
+// swarm, too.
+//
+// Of one certificate's name a server takes 8 log streams, 72 requests at a time, and
+// 1,000 a second after 4,096 at once, where one for a log stream, a manifest or a
+// metainfo counts as 50 and one for a piece that is sent not at all; then it answers 503. A request's headers are at most 8 KiB and
+// arrive within 10 s, and a connection is closed when none came for 2 min. The BitTorrent
+// handshake takes 10 s at most, and a connection on which nothing comes
+// for 150 s is closed.
 //
 // # Budgets
 //

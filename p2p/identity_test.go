@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -290,4 +292,58 @@ func TestShunsAreForgotten(t *testing.T) {
 	if len(n.shunned) != 0 {
 		t.Errorf("%d are remembered for ever", len(n.shunned))
 	}
+}
+
+// FuzzHello: a handshake is accepted if the id in it is the wanted one, in whatever
+// portions it is read.
+func FuzzHello(f *testing.F) {
+	id := peerID("worker-1")
+	good := append(bytes.Repeat([]byte{1}, handshakeSize-len(id)), id[:]...)
+	f.Add(good, 1)
+	f.Add(append(good, "and more"...), 100)
+	f.Add(good[:handshakeSize-1], 7)
+	f.Add(bytes.Repeat([]byte{1}, 2*handshakeSize), 67)
+	f.Fuzz(func(t *testing.T, b []byte, portion int) {
+		if portion < 1 {
+			return
+		}
+		h := hello{want: &id}
+		accepted := true
+		for p := range slices.Chunk(b, portion) {
+			accepted = accepted && h.check(p)
+		}
+		sent := b[min(len(b), handshakeSize-len(id)):min(len(b), handshakeSize)]
+		if want := bytes.HasPrefix(id[:], sent); accepted != want {
+			t.Errorf("%x in portions of %d: accepted %v, want %v", b, portion, accepted, want)
+		}
+	})
+}
+
+// FuzzAnswer has the client read any answer: the error that it makes of it is bounded.
+func FuzzAnswer(f *testing.F) {
+	for _, seed := range []struct {
+		status int
+		body   string
+	}{
+		{200, ""}, {403, `{"error":"no"}`}, {404, "{}"}, {409, `{"holder":"w","retry_ms":1}`}, {409, `{"have":"00"}`},
+		{410, `{"asked":1,"first":2}`}, {421, `{"error":"peer holds another dataset: x"}`}, {503, `{"retry_ms":-1}`}, {500, "?"},
+	} {
+		f.Add(seed.status, []byte(seed.body))
+	}
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		err := accept(&http.Response{
+			StatusCode: status, Header: http.Header{protocolHeader: {protocolVersion}}, Body: io.NopCloser(bytes.NewReader(body)),
+		})
+		if (err == nil) != (status == http.StatusOK) {
+			t.Errorf("%d %q: %v", status, body, err)
+		}
+		var leased *LeasedError
+		var busy *BusyError
+		switch {
+		case errors.As(err, &leased) && (leased.Retry < 0 || leased.Retry > maxRetry || checkNode(leased.Holder) != nil),
+			errors.As(err, &busy) && (busy.Retry < 0 || busy.Retry > maxRetry),
+			err != nil && len(err.Error()) > 2*maxErrorBody:
+			t.Errorf("%d %q: %v", status, body, err)
+		}
+	})
 }

@@ -153,7 +153,7 @@ func TestShunnedIsServed(t *testing.T) {
 // TestTooManyConnections: those beyond the limit are closed, and make room when
 // they go.
 func TestTooManyConnections(t *testing.T) {
-	s := newPieceServer(nil, nil, nil)
+	s := newPieceServer(nil, nil, nil, nil)
 	pipe := func() (net.Conn, net.Conn) {
 		here, there := net.Pipe()
 		s.opened(t.Context(), here)

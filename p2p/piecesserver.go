@@ -38,6 +38,7 @@ const (
 type pieceServer struct {
 	from    Pieces // nil: there are none
 	egress  *Budget
+	failed  func(name string) // hears whose requests fail
 	started time.Time
 	metrics pieceMetrics
 
@@ -72,9 +73,9 @@ func serverConnOf(ctx context.Context) *serverConn {
 	return c
 }
 
-func newPieceServer(from Pieces, egress *Budget, reg prometheus.Registerer) *pieceServer {
+func newPieceServer(from Pieces, egress *Budget, failed func(name string), reg prometheus.Registerer) *pieceServer {
 	return &pieceServer{
-		from: from, egress: egress, started: time.Now(), metrics: newPieceMetrics(reg),
+		from: from, egress: egress, failed: failed, started: time.Now(), metrics: newPieceMetrics(reg),
 		askers: make(map[string]*asker),
 		grants: make(map[chunker.InfoHash]*lease.Grants),
 		conns:  make(map[net.Conn]*serverConn),
@@ -105,7 +106,13 @@ func (s *pieceServer) serveHave(w http.ResponseWriter, r *http.Request) {
 // ending the connection.
 func (s *pieceServer) servePiece(w http.ResponseWriter, r *http.Request) {
 	began := false
-	err := s.piece(w, r, &began)
+	name, colo, err := askerOf(r)
+	if err == nil {
+		err = s.piece(w, r, name, colo, &began)
+	}
+	if err != nil {
+		s.failed(name)
+	}
 	s.metrics.served.WithLabelValues(pieceResult(err)).Inc()
 	switch {
 	case err == nil:
@@ -117,16 +124,12 @@ func (s *pieceServer) servePiece(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (s *pieceServer) piece(w http.ResponseWriter, r *http.Request, began *bool) error {
+func (s *pieceServer) piece(w http.ResponseWriter, r *http.Request, name, colo string, began *bool) error {
 	ih, err := chunker.ParseInfoHash(r.PathValue("infohash"))
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrProtocol, err)
 	}
 	index, err := parseIndex(r.PathValue("index"))
-	if err != nil {
-		return err
-	}
-	name, colo, err := askerOf(r)
 	if err != nil {
 		return err
 	}

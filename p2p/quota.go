@@ -10,14 +10,15 @@ import (
 )
 
 // What one peer may keep a server busy with. A node that means well has one log stream, or
-// two while it changes from one to the other, and asks for some hundred pieces a
-// second where links are fast.
+// two while it changes from one to the other.
 const (
 	maxPeerStreams  = 8
 	maxPeerRequests = 2*maxAskerRequests + maxPeerStreams // in flight, of any kind
 
-	requestRate  = 1000 // a second …
-	requestBurst = 4096 // … after so many at once: all pieces of a snapshot, and more
+	// requestRate is how many requests a second are answered, after requestBurst at
+	// once. A piece that is sent does not count: its bytes do, elsewhere.
+	requestRate  = 1000
+	requestBurst = 4096
 	// dear is as how many requests one for a log stream, a manifest or a metainfo counts.
 	dear = 50
 )
@@ -36,11 +37,13 @@ type quota struct {
 // enter counts a request in, unless it is one too many: a *BusyError.
 func (q *quotas) enter(name, path string) (leave func(), err error) {
 	stream, cost := 0, 1
-	if path == logPath {
-		stream = 1
-	}
-	if stream > 0 || strings.HasSuffix(path, manifestLeaf) || strings.HasSuffix(path, torrentLeaf) {
+	switch {
+	case path == logPath:
+		stream, cost = 1, dear
+	case strings.HasSuffix(path, manifestLeaf), strings.HasSuffix(path, torrentLeaf):
 		cost = dear
+	case strings.Contains(path, pieceLeaf):
+		cost = 0 // should it fail, it is charged
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -58,7 +61,7 @@ func (q *quotas) enter(name, path string) (leave func(), err error) {
 		return busy("%s reads %d log streams already", u.streams)
 	case u.requests >= maxPeerRequests:
 		return busy("%s has %d requests already", u.requests)
-	case !u.rate.AllowN(time.Now(), cost):
+	case u.rate.Tokens() < 1 || !u.rate.AllowN(time.Now(), cost):
 		return busy("%s asks more often than %d times a second", requestRate)
 	}
 	u.streams += stream
@@ -69,6 +72,15 @@ func (q *quotas) enter(name, path string) (leave func(), err error) {
 		u.streams -= stream
 		u.requests--
 	}, nil
+}
+
+// charge counts a request that was let in for nothing, and brought nothing.
+func (q *quotas) charge(name string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if u := q.of[name]; u != nil {
+		u.rate.Allow()
+	}
 }
 
 // forget drops those that have been quiet. q.mu is held.

@@ -83,8 +83,9 @@ func NewServer(o ServerOptions) *Server {
 	}
 	s := &Server{
 		o: o, mux: http.NewServeMux(), slots: make(chan struct{}, o.MaxStreams),
-		pieces: newPieceServer(o.Pieces, o.Egress, o.Registerer), metrics: newServerMetrics(o.Registerer),
+		metrics: newServerMetrics(o.Registerer),
 	}
+	s.pieces = newPieceServer(o.Pieces, o.Egress, s.quotas.charge, o.Registerer)
 	snapshot := "GET " + snapshotPath + "{infohash}"
 	s.mux.HandleFunc("GET "+logPath, s.log)
 	s.mux.HandleFunc(snapshot+manifestLeaf, s.snapshot(func(manifest, _ []byte) []byte { return manifest }))

@@ -32,7 +32,7 @@ type hurriedConn struct {
 	open *sync.Map
 }
 
-const hurry = 20
+const hurry = 30
 
 func (l hurriedListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
