@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/txlog"
@@ -149,7 +150,7 @@ func TestHTTPScan(t *testing.T) {
 			a := n.get("/v1/scan?" + tt.query)
 			var keys []string
 			for line := range strings.Lines(a.body) {
-				var p textPair
+				var p struct{ Key string }
 				if err := json.Unmarshal([]byte(line), &p); err != nil {
 					t.Fatal(err)
 				}
@@ -337,4 +338,37 @@ func TestHTTPNotReady(t *testing.T) {
 	if a := w.get("/v1/status"); a.code != 200 || !strings.Contains(a.body, `"state":"joining"`) {
 		t.Errorf("status: %d %s", a.code, a.body)
 	}
+}
+
+// FuzzScanLine holds lines of a scan against encoding/json.
+func FuzzScanLine(f *testing.F) {
+	f.Add([]byte("a"), []byte("1"), false)
+	f.Add([]byte("\"\\/\b\f\n\r\t\x00\x1f\x7f"), []byte("é\u2028😀<&>"), false)
+	f.Add([]byte("\xff"), []byte("\xff\x00"), true)
+	f.Fuzz(func(t *testing.T, key, value []byte, inBase64 bool) {
+		var text bytes.Buffer
+		l := &lineWriter{base64: inBase64, buf: bufio.NewWriter(&text)}
+		if err := l.pair(key, value); err != nil {
+			if inBase64 || utf8.Valid(key) && utf8.Valid(value) {
+				t.Error(err)
+			}
+			return
+		}
+		_ = l.buf.Flush()
+		if !bytes.HasSuffix(text.Bytes(), []byte("}\n")) {
+			t.Errorf("the line is %q", text.Bytes())
+		}
+		var b struct{ Key, Value []byte }
+		var s struct{ Key, Value string }
+		into := any(&s)
+		if inBase64 {
+			into = &b
+		}
+		if err := json.Unmarshal(text.Bytes(), into); err != nil {
+			t.Fatalf("%q: %v", text.Bytes(), err)
+		}
+		if string(b.Key)+s.Key != string(key) || string(b.Value)+s.Value != string(value) {
+			t.Errorf("%q came back as %q%q, %q as %q%q", key, b.Key, s.Key, value, b.Value, s.Value)
+		}
+	})
 }

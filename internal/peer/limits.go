@@ -29,7 +29,7 @@ const NoLimit = -1
 // Defaults of ClientLimits.
 const (
 	DefaultClientConns            = 1024
-	DefaultClientConnsPerIdentity = 512
+	DefaultClientConnsPerIdentity = 256
 	DefaultClientRate             = 50_000
 	DefaultClientMemory           = 32 << 20
 )

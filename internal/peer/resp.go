@@ -21,7 +21,7 @@ const (
 	listenerRESP     = "resp"
 	listenerRESPUnix = "resp-unix"
 	// respSpill is how much of pipelined answers is gathered before they are sent.
-	respSpill = 16 << 10
+	respSpill = 8 << 10
 	// respKept is how much memory an idle connection keeps for answers.
 	respKept = 1 << 10
 	// respIdle is how long a connection from another machine may send nothing between

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/qs-peer/qs-peer/lmdbstore"
+	"github.com/qs-peer/qs-peer/txlog"
 )
 
 const (
@@ -17,7 +18,7 @@ const (
 	// maxScanCount bounds the keys of one SCAN answer, and maxScanBytes their bytes: a
 	// page may be shorter than was asked for.
 	maxScanCount = 10_000
-	maxScanBytes = 64 << 10
+	maxScanBytes = 32 << 10
 )
 
 // cursors turns the keys at which scans go on into numbers, because clients
@@ -76,40 +77,44 @@ func (c *respConn) scan(args [][]byte) error {
 		}
 		rng.Start = start
 	}
-	var keys [][]byte
-	var more []byte
-	size := 0
+	// Room for the longest page: where it ends is known at its end only.
+	room := int64(min(count*(txlog.MaxKey+replyCost), maxScanBytes+txlog.MaxKey+replyCost))
+	if err := c.lease.take(c.server.ctx, room); err != nil {
+		return err
+	}
+	var page, more []byte
+	keys := 0
 	err = c.server.reads.view(func(tx *lmdbstore.Tx) error {
 		return tx.Scan(rng, func(key, _ []byte) error {
 			switch {
 			case match.exact && len(key) > len(match.prefix):
 				return lmdbstore.ErrStop // keys that follow are longer still, or other
-			case len(keys) == count, size > maxScanBytes:
+			case keys == count, len(page) > maxScanBytes:
 				more = slices.Clone(key)
 				return lmdbstore.ErrStop
 			}
-			keys = append(keys, slices.Clone(key))
-			size += len(key) + replyCost
+			page = respBulk(page, key)
+			keys++
 			return nil
 		})
 	})
+	kept := int64(len(page))
+	if err != nil {
+		kept = 0
+	}
+	c.outHeld += kept
+	c.lease.give(room - kept)
 	if err != nil {
 		return err
 	}
-	if err := c.lease.take(c.server.ctx, int64(size)); err != nil {
-		return err
-	}
-	c.outHeld += int64(size)
 	next := uint64(0)
 	if more != nil {
 		next = c.server.cursors.put(more)
 	}
 	c.out = respArray(c.out, 2)
 	c.out = respBulk(c.out, strconv.FormatUint(next, 10))
-	c.out = respArray(c.out, len(keys))
-	for _, key := range keys {
-		c.out = respBulk(c.out, key)
-	}
+	c.out = respArray(c.out, keys)
+	c.out = append(c.out, page...)
 	return nil
 }
 

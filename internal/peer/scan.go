@@ -4,12 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -22,18 +25,6 @@ const scanLimit = 15 * time.Minute
 
 var errScanLimit = errors.New("the scan took longer than " + scanLimit.String() +
 	", for which one state can be kept: scan in parts (prefix, start, end), or read faster")
-
-// textPair and base64Pair are the two forms of a line; []byte becomes base64.
-type (
-	textPair struct {
-		Key   string `json:"key"`
-		Value string `json:"value"`
-	}
-	base64Pair struct {
-		Key   []byte `json:"key"`
-		Value []byte `json:"value"`
-	}
-)
 
 // getScan streams pairs from one read transaction. A slow client gets what pace allows,
 // and scanLimit for the whole, so that none holds the transaction for long.
@@ -51,10 +42,12 @@ func (a *api) getScan(w *response, r *http.Request) {
 	defer a.access.scans.give(holder, 1)
 	ctx, cancel := context.WithTimeoutCause(r.Context(), scanLimit, errScanLimit)
 	defer cancel()
+	if err := w.lease.take(ctx, writeChunk); err != nil {
+		a.fail(w, r, err)
+		return
+	}
 	out := &lineWriter{w: w, base64: inBase64}
 	out.buf = bufio.NewWriterSize(out, writeChunk)
-	out.json = json.NewEncoder(out.buf)
-	out.json.SetEscapeHTML(false)
 	err = a.reads.view(func(tx *lmdbstore.Tx) error {
 		state, err := tx.State()
 		if err != nil {
@@ -79,7 +72,7 @@ func (a *api) getScan(w *response, r *http.Request) {
 		a.fail(w, r, err)
 	default:
 		// Too late for a status: a last line that says why, and no clean end.
-		_ = out.json.Encode(newErrorBody(err))
+		_ = json.NewEncoder(out.buf).Encode(newErrorBody(err))
 		_ = out.buf.Flush()
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
@@ -95,28 +88,51 @@ type lineWriter struct {
 	base64 bool
 	begun  bool
 	buf    *bufio.Writer
-	json   *json.Encoder
 }
 
 func (l *lineWriter) pair(key, value []byte) error {
+	text := l.text
 	if l.base64 {
-		return l.json.Encode(base64Pair{key, notNil(value)})
-	}
-	if !utf8.Valid(key) {
+		text = l.encoded
+	} else if !utf8.Valid(key) {
 		return &notTextError{"key", slices.Clone(key)}
-	}
-	if !utf8.Valid(value) {
+	} else if !utf8.Valid(value) {
 		return &notTextError{"value", slices.Clone(key)}
 	}
-	return l.json.Encode(textPair{string(key), string(value)})
+	_, _ = l.buf.WriteString(`{"key":"`)
+	text(key)
+	_, _ = l.buf.WriteString(`","value":"`)
+	text(value)
+	_, err := l.buf.WriteString("\"}\n") // which tells the errors before, too
+	return err
 }
 
-// notNil keeps an empty value from becoming null.
-func notNil(b []byte) []byte {
-	if b == nil {
-		return []byte{}
+// text writes a text within quotes. What json.Encoder makes of a value is a second and a
+// third value in memory; this is none.
+func (l *lineWriter) text(s []byte) {
+	for len(s) > 0 {
+		n := 0
+		for n < len(s) && s[n] >= ' ' && s[n] != '"' && s[n] != '\\' {
+			n++
+		}
+		_, _ = l.buf.Write(s[:n])
+		if s = s[n:]; len(s) == 0 {
+			return
+		}
+		c := s[0]
+		if i := strings.IndexByte("\"\\\b\f\n\r\t", c); i >= 0 {
+			_, _ = l.buf.Write([]byte{'\\', `"\bfnrt`[i]})
+		} else {
+			_, _ = fmt.Fprintf(l.buf, `\u%04x`, c)
+		}
+		s = s[1:]
 	}
-	return b
+}
+
+func (l *lineWriter) encoded(s []byte) {
+	e := base64.NewEncoder(base64.StdEncoding, l.buf)
+	_, _ = e.Write(s)
+	_ = e.Close()
 }
 
 // Write takes what the buffer spills.
