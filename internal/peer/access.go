@@ -69,8 +69,10 @@ func newAccess(tls bool, l ClientLimits, refused func(string, trust.Reason, stri
 	return a
 }
 
-// lease returns an empty lease of the memory for a caller.
-func (a *access) lease(c caller) lease { return lease{quota: a.memory, holder: c.holder()} }
+// lease returns an empty lease of the memory for a caller's request.
+func (a *access) lease(c caller) lease {
+	return lease{quota: a.memory, holder: c.holder(), patience: memoryPatience}
+}
 
 // check returns a *forbiddenError if the caller's role may not do that. On a node
 // that speaks TLS a caller without an identity may do nothing.

@@ -16,28 +16,36 @@ type lease struct {
 	holder string
 	n      int64
 	spare  int64 // of n: taken by whileShort, and not reserved yet
+	// patience is what is left of memoryPatience for one request.
+	patience time.Duration
 }
 
 const (
 	freeMemory = 4 << 10
-	// memoryPatience is how long a request waits for others to give memory back.
+	// memoryPatience is how long a request waits, all in all, for others to give memory
+	// back. Those that wait hold some.
 	memoryPatience = 5 * time.Second
 )
 
 // counted returns how much of n bytes a lease has of its quota.
 func counted(n int64) int64 { return max(0, n-freeMemory) }
 
-// take asks for n more bytes, and waits for memoryPatience at most.
+// take asks for n more bytes, and waits while there is patience left.
 func (l *lease) take(ctx context.Context, n int64) error {
-	more := counted(l.n+n) - counted(l.n)
-	if more > 0 {
-		if err := l.quota.take(ctx, l.holder, more, memoryPatience); err != nil {
-			return err
-		}
+	if l.try(n) {
+		return nil
 	}
-	l.n += n
-	return nil
+	begin := time.Now()
+	err := l.quota.take(ctx, l.holder, counted(l.n+n)-counted(l.n), l.patience)
+	l.patience -= time.Since(begin)
+	if err == nil {
+		l.n += n
+	}
+	return err
 }
+
+// begin is told that the next request begins.
+func (l *lease) begin() { l.patience = memoryPatience }
 
 // try is take without waiting.
 func (l *lease) try(n int64) bool {

@@ -53,7 +53,7 @@ func (q *quota) take(ctx context.Context, holder string, n int64, patience time.
 		select {
 		case <-freed:
 		case <-t.C:
-			return &busyError{q.what, patience}
+			return &busyError{q.what}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -85,11 +85,8 @@ func (q *quota) used() int64 {
 }
 
 // busyError refuses what there was no room for.
-type busyError struct {
-	what     string
-	patience time.Duration
-}
+type busyError struct{ what string }
 
 func (e *busyError) Error() string {
-	return fmt.Sprintf("%s were all in use for %v: try again", e.what, e.patience)
+	return fmt.Sprintf("%s are all in use: try again", e.what)
 }

@@ -178,6 +178,7 @@ func (c *respConn) serve() {
 			return
 		}
 		c.within, c.pace = true, pace{}
+		c.lease.begin()
 		req, err := in.next()
 		if err != nil {
 			if bad, ok := errors.AsType[*protocolError](err); ok {
