@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"slices"
 
-	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/p2p"
@@ -91,57 +90,47 @@ func withinHeads(offers []replica.Offer, self gossip.Member, others []gossip.Mem
 	return possible, future
 }
 
-// offersOf gathers what members announce: one offer for each snapshot, its holders
-// managers first. Of different claims about one infohash, which is one file, the one
-// counts that most make, and of those as many the writer's: whoever else claims
-// something is not among the holders.
+// offersOf gathers what members announce: one offer for each claim, its holders
+// managers first. Who claims something else of a snapshot than the others makes an
+// offer of their own: they neither hide the others' nor lend them a holder.
 func offersOf(members []gossip.Member) []replica.Offer {
-	type file struct {
-		dataset  txlog.DatasetID
-		infoHash chunker.InfoHash
+	type key struct {
+		dataset txlog.DatasetID
+		what    gossip.Announcement
 	}
 	members = slices.Clone(members)
 	slices.SortStableFunc(members, func(a, b gossip.Member) int {
-		return cmp.Or(cmp.Compare(roleRank(a.Role), roleRank(b.Role)), cmp.Compare(boolRank(isWriter(a)), boolRank(isWriter(b))))
+		return cmp.Compare(roleRank(a.Role), roleRank(b.Role))
 	})
-	claims := map[file][]replica.Offer{} // the writer's first, then other managers'
+	byKey := map[key]*replica.Offer{}
 	for _, m := range members {
 		for _, a := range m.Snapshots {
-			f := file{m.Dataset, a.InfoHash}
-			i := slices.IndexFunc(claims[f], func(o replica.Offer) bool { return o.Pos == a.Pos && o.Size == a.Size })
-			if i < 0 {
-				i = len(claims[f])
-				claims[f] = append(claims[f], replica.Offer{Dataset: m.Dataset, Pos: a.Pos, InfoHash: a.InfoHash, Size: a.Size})
+			k := key{m.Dataset, a}
+			o := byKey[k]
+			if o == nil {
+				o = &replica.Offer{Dataset: m.Dataset, Pos: a.Pos, InfoHash: a.InfoHash, Size: a.Size}
+				byKey[k] = o
 			}
-			o := &claims[f][i]
 			o.Manager = o.Manager || m.Role == gossip.Manager
 			o.Holders = append(o.Holders, replica.Holder{Name: m.Name, Addr: m.PeerAddr, Manager: m.Role == gossip.Manager})
 		}
 	}
-	offers := make([]replica.Offer, 0, len(claims))
-	for _, c := range claims {
-		best := c[0]
-		for _, o := range c[1:] {
-			if len(o.Holders) > len(best.Holders) {
-				best = o
-			}
-		}
-		offers = append(offers, best)
+	offers := make([]replica.Offer, 0, len(byKey))
+	for _, o := range byKey {
+		offers = append(offers, *o)
 	}
 	slices.SortFunc(offers, func(a, b replica.Offer) int {
-		return cmp.Or(cmp.Compare(b.Pos.Seq, a.Pos.Seq), cmp.Compare(a.InfoHash.String(), b.InfoHash.String()))
+		return cmp.Or(cmp.Compare(b.Pos.Seq, a.Pos.Seq), cmp.Compare(a.InfoHash.String(), b.InfoHash.String()), cmp.Compare(a.Size, b.Size))
 	})
 	return offers
 }
 
-func boolRank(first bool) int {
-	if first {
+func roleRank(r gossip.Role) int {
+	if r == gossip.Manager {
 		return 0
 	}
 	return 1
 }
-
-func roleRank(r gossip.Role) int { return boolRank(r == gossip.Manager) }
 
 // isWriter reports whether a member takes writes: a worker may claim so, but is
 // not believed.

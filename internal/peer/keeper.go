@@ -245,18 +245,18 @@ func conflicts(own []*snapshot.Snapshot, offers []replica.Offer) (pairs [][2]rep
 
 // mirror makes a following manager fetch what the others announce.
 func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
-	failed := map[chunker.InfoHash]time.Time{} // when to try those again
+	failed := map[replica.Claim]time.Time{} // when to try those again
 	for {
 		changed := k.fleet.Changed()
 		// A replica that is being rebuilt fetches for itself what it needs.
 		if status().Ready {
 			offers := k.offers()
-			maps.DeleteFunc(failed, func(h chunker.InfoHash, _ time.Time) bool {
-				return !slices.ContainsFunc(offers, func(o replica.Offer) bool { return o.InfoHash == h })
+			maps.DeleteFunc(failed, func(c replica.Claim, _ time.Time) bool {
+				return !slices.ContainsFunc(offers, func(o replica.Offer) bool { return o.Claim() == c })
 			})
 			now := time.Now()
 			// One that can not be had does not keep from others.
-			offers = slices.DeleteFunc(offers, func(o replica.Offer) bool { return now.Before(failed[o.InfoHash]) })
+			offers = slices.DeleteFunc(offers, func(o replica.Offer) bool { return now.Before(failed[o.Claim()]) })
 			if o, ok := missing(k.shelf.list(), offers, k.keep); ok {
 				err := k.fetch(ctx, o)
 				if ctx.Err() != nil {
@@ -266,7 +266,7 @@ func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
 					if !errors.Is(err, replica.ErrTooEarly) {
 						k.logger.Warn("mirroring a snapshot failed", "pos", o.Pos, "err", err)
 					}
-					failed[o.InfoHash] = time.Now().Add(mirrorRetry)
+					failed[o.Claim()] = time.Now().Add(mirrorRetry)
 				}
 				continue
 			}

@@ -138,40 +138,44 @@ func TestOffersOf(t *testing.T) {
 	got := offersOf([]gossip.Member{
 		member("w1", gossip.Worker, a3, a5), member("m1", gossip.Manager, a5), member("w2", gossip.Worker, lie),
 	})
-	if len(got) != 2 {
+	if len(got) != 3 {
 		t.Fatalf("got %+v", got)
 	}
-	if o := got[0]; o.Pos != a5.Pos || fmt.Sprint(o.Holders) != "[m1 at m1:1 w1 at w1:1]" || !o.Manager || o.Size != 50 || o.Dataset != set {
-		t.Errorf("first is %+v", o)
+	// A false claim gets no holder of the true one, and takes none away.
+	if o := got[0]; o.Pos != lie.Pos || fmt.Sprint(o.Holders) != "[w2 at w2:1]" || o.Manager {
+		t.Errorf("the lie is %+v", o)
 	}
-	if o := got[1]; o.Pos != a3.Pos || o.Manager {
+	if o := got[1]; o.Pos != a5.Pos || fmt.Sprint(o.Holders) != "[m1 at m1:1 w1 at w1:1]" || !o.Manager || o.Size != 50 || o.Dataset != set {
 		t.Errorf("second is %+v", o)
+	}
+	if o := got[2]; o.Pos != a3.Pos || o.Manager {
+		t.Errorf("third is %+v", o)
 	}
 }
 
-// One manager's false claim does not hide what the others hold.
+// A false claim of a snapshot, whosever, is an offer of its own: it neither hides
+// the true one nor has its holders.
 func TestFalseClaim(t *testing.T) {
-	member := func(name string, role gossip.Role, writer bool, size int64) gossip.Member {
+	member := func(name string, role gossip.Role, size int64) gossip.Member {
 		return gossip.Member{Facts: gossip.Facts{
-			Name: name, Role: role, Writer: writer, PeerAddr: name + ":1", Dataset: txlog.DatasetID{1},
+			Name: name, Role: role, PeerAddr: name + ":1", Dataset: txlog.DatasetID{1},
 			Snapshots: []gossip.Announcement{{Pos: testPos(5), InfoHash: [20]byte{5}, Size: size}},
 		}}
 	}
-	for name, members := range map[string][]gossip.Member{
-		"most say otherwise":     {member("a", gossip.Manager, false, 51), member("w1", gossip.Worker, false, 50), member("w2", gossip.Worker, false, 50)},
-		"the writer does":        {member("a", gossip.Manager, false, 51), member("m", gossip.Manager, true, 50)},
-		"a worker is no writer":  {member("a", gossip.Worker, true, 51), member("m", gossip.Manager, false, 50)},
-		"managers before others": {member("a", gossip.Worker, false, 51), member("m", gossip.Manager, false, 50)},
+	for name, c := range map[string]struct {
+		members []gossip.Member
+		want    string // the true one's holders
+	}{
+		"a manager's":   {[]gossip.Member{member("a", gossip.Manager, 51), member("m", gossip.Manager, 50), member("w", gossip.Worker, 50)}, "[m at m:1 w at w:1]"},
+		"many workers'": {[]gossip.Member{member("a", gossip.Worker, 51), member("b", gossip.Worker, 51), member("m", gossip.Manager, 50)}, "[m at m:1]"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := offersOf(members)
-			if len(got) != 1 || got[0].Size != 50 {
+			got := offersOf(c.members)
+			if len(got) != 2 || got[0].Size != 50 || got[1].Size != 51 {
 				t.Fatalf("got %+v", got)
 			}
-			for _, h := range got[0].Holders {
-				if h.Name == "a" {
-					t.Error("who claims something else is a holder")
-				}
+			if holders := fmt.Sprint(got[0].Holders); holders != c.want {
+				t.Errorf("its holders are %s", holders)
 			}
 		})
 	}

@@ -121,7 +121,7 @@ func (n *notary) due(h chunker.InfoHash) (*attempt, bool) {
 func (n *notary) gather(ctx context.Context, offers []replica.Offer) (lacking bool) {
 	for _, o := range offers {
 		snap, ok := n.shelf.find(o.InfoHash)
-		if !ok || n.sigs.enough(snap.Note) {
+		if !ok || snap.Manifest.Pos != o.Pos || n.sigs.enough(snap.Note) {
 			continue
 		}
 		lacking = true

@@ -190,11 +190,22 @@ func (s *shelf) settle(ctx context.Context, snap *snapshot.Snapshot, note []byte
 	return snap, s.offer(ctx, snap)
 }
 
-// rejudge looks again at who signed what, after the trusted keys changed.
+// rejudge looks again at who signed what, after keys changed. What this node signed
+// and offers it signs with its new key, too.
 func (s *shelf) rejudge(ctx context.Context) error {
 	var errs []error
 	for _, snap := range s.all() {
 		_, offered := s.get(snap.Manifest.InfoHash)
+		if offered && s.sigs.ours(snap.Note) {
+			note, err := s.sigs.signer.Sign(snap.Manifest.Encode())
+			if err == nil {
+				snap, err = s.settle(ctx, snap, note)
+			}
+			if err != nil {
+				errs = append(errs, err)
+				continue
+			}
+		}
 		switch may := s.mayOffer(snap); {
 		case may && !offered:
 			errs = append(errs, s.offer(ctx, snap))

@@ -257,6 +257,39 @@ func TestSignedRestart(t *testing.T) {
 	eventually(t, "it is offered again", func() bool { return slices.Equal(w.offers(), []string{s.InfoHash}) })
 }
 
+// TestSigningKeyChanges replaces a manager's signing key, the new one trusted first,
+// the old one not any more at last: what was published stays on offer.
+func TestSigningKeyChanges(t *testing.T) {
+	t.Parallel()
+	keys := signingtest.New(t, "m1")
+	m := newNode(t, "m1", gossip.Manager).sign(keys, 1)
+	m.start()
+	m.putMany("a", 500)
+	s := m.mint()
+	w := newNode(t, "w1", gossip.Worker, m).sign(keys, 1)
+	w.start()
+	w.caughtUp(m.put("b", "1"))
+	before, err := os.ReadFile(keys.Trusted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys.Trust(t, "m1") // a new key, and both count
+	both, err := os.ReadFile(keys.Trusted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the manager signed with both", func() bool {
+		return strings.Count(m.get("/v1/snapshots/"+s.InfoHash+"/manifest").body, "— m1 ") == 2
+	})
+	next := keys.Trusted + ".next"
+	if err := errors.Join(os.WriteFile(next, bytes.TrimPrefix(both, before), 0o644), os.Rename(next, keys.Trusted)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new key is enough for the worker", func() bool {
+		return slices.Equal(w.signedBy(keys, s.InfoHash), []string{"m1"})
+	})
+}
+
 func TestKeyOptions(t *testing.T) {
 	keys := signingtest.New(t, "m1", "m2")
 	strangers := signingtest.New(t, "m1")

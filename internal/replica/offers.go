@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"slices"
 	"time"
-
-	"github.com/qs-peer/qs-peer/chunker"
 )
 
 const (
@@ -18,18 +16,18 @@ const (
 
 // offers remembers how the fetches of each offered snapshot went.
 type offers struct {
-	failed map[chunker.InfoHash]*backoff
+	failed map[Claim]*backoff
 }
 
 func newOffers() *offers {
-	return &offers{failed: make(map[chunker.InfoHash]*backoff)}
+	return &offers{failed: make(map[Claim]*backoff)}
 }
 
 func (s *offers) of(o Offer) *backoff {
-	b := s.failed[o.InfoHash]
+	b := s.failed[o.Claim()]
 	if b == nil {
 		b = new(backoff)
-		s.failed[o.InfoHash] = b
+		s.failed[o.Claim()] = b
 	}
 	return b
 }
@@ -54,17 +52,11 @@ func (s *offers) hopeful(all []Offer, now time.Time) bool {
 	return slices.ContainsFunc(all, func(o Offer) bool { return !s.of(o).hopeless(now, unfetchable) })
 }
 
-// rank orders offers, the best first: the newest, and of those at one seq the
-// managers'. A replica that diverged trusts managers first whatever the seq.
-func (s *offers) rank(all []Offer, diverged bool) {
-	byManager := func(a, b Offer) int { return boolRank(a.Manager) - boolRank(b.Manager) }
+// rank orders offers, the best first: the managers', then the newest. Workers only
+// pass on what managers published; one that lies must not keep us busy.
+func (s *offers) rank(all []Offer) {
 	slices.SortStableFunc(all, func(a, b Offer) int {
-		if diverged {
-			if c := byManager(a, b); c != 0 {
-				return c
-			}
-		}
-		return cmp.Or(cmp.Compare(b.Pos.Seq, a.Pos.Seq), byManager(a, b), cmp.Compare(len(b.Holders), len(a.Holders)))
+		return cmp.Or(boolRank(a.Manager)-boolRank(b.Manager), cmp.Compare(b.Pos.Seq, a.Pos.Seq), cmp.Compare(len(b.Holders), len(a.Holders)))
 	})
 }
 
@@ -91,13 +83,13 @@ func (s *offers) choose(ranked []Offer, now time.Time) (o Offer, ok bool, again 
 
 // forget drops what is remembered of offers that are gone.
 func (s *offers) forget(present []Offer) {
-	there := make(map[chunker.InfoHash]bool, len(present))
+	there := make(map[Claim]bool, len(present))
 	for _, o := range present {
-		there[o.InfoHash] = true
+		there[o.Claim()] = true
 	}
-	for h := range s.failed {
-		if !there[h] {
-			delete(s.failed, h)
+	for c := range s.failed {
+		if !there[c] {
+			delete(s.failed, c)
 		}
 	}
 }

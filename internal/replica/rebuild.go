@@ -36,7 +36,7 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 		now := time.Now()
 		all := r.offered(after)
 		r.offers.forget(all)
-		r.offers.rank(all, diverged)
+		r.offers.rank(all)
 		if !diverged && !r.offers.hopeful(all, now) {
 			// Perhaps an upstream reaches back after all.
 			ups, _ := r.mine()
@@ -145,7 +145,7 @@ func (r *Replica) fetch(ctx context.Context, o Offer) (string, error) {
 			ups, _ := r.mine()
 			r.survey(ups)
 			all := r.offered(txlog.Pos{})
-			if slices.ContainsFunc(all, func(other Offer) bool { return other.InfoHash == o.InfoHash }) {
+			if slices.ContainsFunc(all, func(other Offer) bool { return other.Claim() == o.Claim() }) {
 				offeredLast = now
 			}
 			if n := done.Load(); n != last {
@@ -154,7 +154,7 @@ func (r *Replica) fetch(ctx context.Context, o Offer) (string, error) {
 			if now.Sub(offeredLast) > vanishedAfter {
 				cancel(errVanished)
 			}
-			newer := func(other Offer) bool { return other.Pos.Seq > o.Pos.Seq }
+			newer := func(other Offer) bool { return other.Pos.Seq > o.Pos.Seq && (other.Manager || !o.Manager) }
 			if now.Sub(movedLast) > stalledAfter && slices.ContainsFunc(all, newer) {
 				cancel(errStalled)
 			}

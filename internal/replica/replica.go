@@ -86,6 +86,18 @@ type Offer struct {
 	Manager  bool     // a manager offers it
 }
 
+// Claim is what an offer says. Who says something false of a snapshot must not get
+// those into discredit who say the truth of it.
+type Claim struct {
+	Dataset  txlog.DatasetID
+	Pos      txlog.Pos
+	InfoHash chunker.InfoHash
+	Size     int64
+}
+
+// Claim returns what o says.
+func (o Offer) Claim() Claim { return Claim{o.Dataset, o.Pos, o.InfoHash, o.Size} }
+
 // Holder is a node that offers a snapshot.
 type Holder struct {
 	Name    string

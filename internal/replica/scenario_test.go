@@ -524,15 +524,25 @@ func TestScenarios(t *testing.T) {
 			}
 		}},
 		{"a bad snapshot is not tried again at once", func(t *testing.T, w *world) {
-			// The worker b holds another history and offers a newer snapshot of it.
-			w.add("b", fork[:2000], 1).offers = []int{1500}
+			// The manager b holds another history and offers a newer snapshot of it.
+			b := w.add("b", fork[:2000], 1)
+			b.Manager, b.offers = true, []int{1500}
 			m := w.addWriter("m", h[:2000], 600)
 			m.offers = []int{1400}
 			w.disk.backAllowed = true
 			s := w.boot()
 			s.serving(2000, 5*time.Minute)
-			if w.disk.position() != at(h, 2000) {
-				t.Errorf("at %v", w.disk.position())
+			if w.disk.position() != at(h, 2000) || w.fetches != 2 {
+				t.Errorf("at %v after %d fetches", w.disk.position(), w.fetches)
+			}
+		}},
+		{"a worker's offer does not go before a manager's", func(t *testing.T, w *world) {
+			w.add("b", fork[:2000], 1).offers = []int{1500, 1600, 1700}
+			w.addWriter("m", h[:2000], 600).offers = []int{1400}
+			s := w.boot()
+			s.serving(2000, time.Minute)
+			if w.disk.position() != at(h, 2000) || w.fetches != 1 {
+				t.Errorf("at %v after %d fetches", w.disk.position(), w.fetches)
 			}
 		}},
 		{"another dataset all around", func(t *testing.T, w *world) {
