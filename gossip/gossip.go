@@ -129,7 +129,8 @@ type Member struct {
 type Options struct {
 	// Facts are the node's first facts. Name and Role are required and stay.
 	Facts Facts
-	// Addr is the host:port to listen on, TCP and UDP. Port 0 takes a free one.
+	// Addr is the host:port to listen on, TCP and UDP, without TLS. Port 0 takes a
+	// free one.
 	Addr string
 	// Join are the host:port of members to join. Unreachable ones are retried
 	// with back-off as long as no other member is known.
@@ -187,7 +188,7 @@ type Gossip struct {
 
 	dirty     chan struct{} // the own record is to be broadcast
 	contested chan struct{} // another process claims the own name
-	wanted    chan struct{} // a record came without its certificates
+	wanted    chan string   // by whom: a record without its certificates
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -212,7 +213,7 @@ func Start(o Options) (_ *Gossip, err error) {
 	g := &Gossip{
 		log:   o.Logger,
 		join:  slices.Clone(o.Join),
-		dirty: make(chan struct{}, 1), contested: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
+		dirty: make(chan struct{}, 1), contested: make(chan struct{}, 1), wanted: make(chan string, 1),
 	}
 	if o.TLS != nil {
 		g.notary, g.refused = newNotary(o.TLS.Credentials), o.TLS.Refused

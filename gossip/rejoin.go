@@ -60,9 +60,13 @@ func (g *Gossip) keepJoined() {
 		case <-changed:
 		case now := <-forget.C:
 			g.tidy(now)
-		case <-wanted:
+		case name := <-wanted:
 			// Only one who joins is told everybody's certificates.
-			g.reach(g.view.addrs()[Alive], 1)
+			if addr := g.view.addrOf(name); addr != "" {
+				g.reach([]string{addr}, 1)
+			} else {
+				g.reach(g.view.addrs()[Alive], 1)
+			}
 			wanted, rested = nil, time.After(wantedEvery)
 		case <-rested:
 			wanted, rested = g.wanted, nil
@@ -100,7 +104,7 @@ func (g *Gossip) tidy(now time.Time) {
 		return
 	}
 	g.notary.forget(now)
-	if g.view.resigns() {
+	if g.view.outdated() {
 		g.publishSoon()
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/hashicorp/memberlist"
 
@@ -76,4 +77,43 @@ func (g *Gossip) takeState(from trust.Identity, b []byte) (bad int) {
 		bad++
 	}
 	return bad
+}
+
+// hearFrom takes a record that a member passed on. It returns false if that member
+// is to blame for it: nobody passes on what is not verified.
+func (g *Gossip) hearFrom(from trust.Identity, b []byte) bool {
+	r, err := g.notary.open(b, g.view.known, time.Now())
+	var outcome string
+	switch {
+	case err == nil:
+		g.learn(r)
+		return true
+	case errors.Is(err, errStale):
+		outcome = "stale"
+	case errors.Is(err, errNewerRecord):
+		outcome = "newer"
+	case errors.Is(err, errUnknownChain):
+		outcome = "unknown_chain"
+		select {
+		case g.wanted <- from.Name:
+		default: // it is known
+		}
+	default:
+		g.metrics.records.WithLabelValues("bad").Inc()
+		reason := trust.ReasonOf(err)
+		g.drop(reason, from.String(), err)
+		return reason == trust.Expired // which it may have become on its way
+	}
+	g.metrics.records.WithLabelValues(outcome).Inc()
+	return true
+}
+
+// drop counts what was refused, and tells of it.
+func (g *Gossip) drop(reason trust.Reason, who string, err error) {
+	g.metrics.dropped.WithLabelValues(string(reason)).Inc()
+	if g.refused != nil {
+		g.refused(reason, who, err)
+		return
+	}
+	g.log.Debug("refused", "reason", reason, "who", who, "error", err)
 }

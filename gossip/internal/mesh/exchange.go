@@ -3,6 +3,7 @@ package mesh
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -13,8 +14,9 @@ import (
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
-// maxHeld is how many bytes of requests and answers may be in memory.
-const maxHeld = 4 * MaxState
+// maxHeld is how many bytes of requests and answers may be in memory. Until they are
+// handled, memberlist holds about as many again.
+const maxHeld = 2 * MaxState
 
 // exchange is one request and its answer. memberlist writes each of its messages
 // with one Write, which makes a frame, and reads one, which is received whole and
@@ -48,14 +50,14 @@ func (x *exchange) Write(b []byte) (int, error) {
 	if len(b) > MaxState {
 		return 0, fmt.Errorf("a message of %d bytes; at most %d are allowed: the fleet is too large for one gossip", len(b), MaxState)
 	}
-	var frame []byte
+	var head []byte
 	if x.greet {
-		frame, x.greet = []byte{kindStream}, false
+		head, x.greet = []byte{kindStream}, false
 	}
-	if _, err := x.Conn.Write(appendFrame(slices.Grow(frame, len(b)+frameHeader), b)); err != nil {
+	if _, err := x.Conn.Write(binary.LittleEndian.AppendUint32(head, uint32(len(b)))); err != nil {
 		return 0, err
 	}
-	return len(b), nil
+	return x.Conn.Write(b)
 }
 
 // Read reads the message of the other side.
