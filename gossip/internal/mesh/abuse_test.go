@@ -57,7 +57,7 @@ func TestStrangers(t *testing.T) {
 				t.Errorf("%s: %d were dropped as %s, want %d", name, got, test.want, before+1)
 			}
 			// Nor does a member talk to one of these.
-			if _, err := m.WriteToAddress([]byte{ackMsg}, address(test.creds.Identity().Name, a3)); err != nil {
+			if _, err := m.WriteToAddress(acked(t, 0), address(test.creds.Identity().Name, a3)); err != nil {
 				t.Error(err)
 			}
 		}
@@ -108,16 +108,16 @@ func TestBadMessages(t *testing.T) {
 	}{
 		"ping of another":          {message(t, pingMsg, ping{SourceNode: "m1"}), FalseSource, 0},
 		"indirect ping of another": {message(t, indirectPingMsg, indirectPing{SourceNode: "w2"}), FalseSource, 0},
-		"in a compound":            {compound([]byte{ackMsg, 1}, message(t, pingMsg, ping{SourceNode: "m1"}), []byte{ackMsg, 2}), FalseSource, 2},
+		"in a compound":            {compound(acked(t, 1), message(t, pingMsg, ping{SourceNode: "m1"}), acked(t, 2)), FalseSource, 2},
 		"behind a checksum":        {checksummed(message(t, pingMsg, ping{SourceNode: "m1"})), FalseSource, 0},
 		"junk":                     {[]byte("GET / HTTP/1.1"), Malformed, 0},
-		"junk in a compound":       {compound([]byte{ackMsg, 1}, []byte("junk")), Malformed, 1},
-		"a compound cut short":     {compound([]byte{ackMsg, 1}, []byte{ackMsg, 1})[:7], Malformed, 0},
+		"junk in a compound":       {compound(acked(t, 1), []byte("junk")), Malformed, 1},
+		"a compound cut short":     {compound(acked(t, 1), acked(t, 1))[:7], Malformed, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			meshed(t, func(t *testing.T, _ *trusttest.Authority, _ *wire, m, n *node) {
 				n.to(test.packet, "m1", a1)
-				n.to([]byte{ackMsg, 9}, "m1", a1)
+				n.to(acked(t, 9), "m1", a1)
 				if _, packets := m.seen(); len(packets) != test.rest+1 || m.drops(test.want) != 1 {
 					t.Errorf("%d packets arrived and %d were dropped as %s; want %d and 1", len(packets), m.drops(test.want), test.want, test.rest+1)
 				}
@@ -233,13 +233,13 @@ func TestFlood(t *testing.T) {
 				}
 				// Meanwhile, a member of good behaviour.
 				for range 20 {
-					n.to([]byte{ackMsg}, "m1", a1)
+					n.to(acked(t, 0), "m1", a1)
 					time.Sleep(time.Second)
 				}
 				messages, packets := m.seen()
 				heard := 0
 				for _, p := range packets {
-					if p == "\x02" {
+					if p == string(acked(t, 0)) {
 						heard++
 					} else {
 						messages = append(messages, p)

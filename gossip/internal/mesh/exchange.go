@@ -100,9 +100,13 @@ func (x *exchange) receive(types ...byte) error {
 				return err
 			}
 		}
-	default:
-		if len(b) > MaxPacket {
-			return malformed("a message of type %d and %d bytes in an exchange", b[0], len(b))
+	case ackMsg:
+		if err := decodeAll(b, &ack{}); err != nil {
+			return err
+		}
+	case errorMsg:
+		if err := decodeAll(b, &remoteError{}); err != nil {
+			return err
 		}
 	}
 	x.received = bytes.NewReader(b)

@@ -61,11 +61,16 @@ type (
 		Meta        []byte
 		Vsn         []uint8
 	}
+	ack struct { // and nack
+		SeqNo   uint32
+		Payload []byte
+	}
 	accusation struct { // a suspicion, or a death
 		Incarnation uint32
 		Node        string
 		From        string
 	}
+	remoteError struct{ Error string }
 	stateHeader struct {
 		Nodes        int
 		UserStateLen int
@@ -89,8 +94,34 @@ func malformed(format string, args ...any) error {
 	return &trust.RefusedError{Reason: Malformed, Err: fmt.Errorf(format, args...)}
 }
 
-// newDecoder reads MessagePack as memberlist does.
-func newDecoder(r *bytes.Reader) *codec.Decoder { return codec.NewDecoder(r, &codec.MsgpackHandle{}) }
+// decode reads a value as memberlist does.
+func decode(value []byte, out any) error {
+	if err := codec.NewDecoder(bytes.NewReader(value), &codec.MsgpackHandle{}).Decode(out); err != nil {
+		return malformed("a message that is none of memberlist's: %w", err)
+	}
+	return nil
+}
+
+// decodeAll decodes a message of a packet, which is one value after its type.
+func decodeAll(b []byte, out any) error {
+	value, rest, err := unpack(b[1:])
+	if err != nil {
+		return err
+	}
+	if len(rest) > 0 {
+		return malformed("%d bytes follow a message", len(rest))
+	}
+	return decode(value, out)
+}
+
+// decodeNext decodes a value that others may follow.
+func decodeNext(b []byte, out any) (rest []byte, err error) {
+	value, rest, err := unpack(b)
+	if err != nil {
+		return nil, err
+	}
+	return rest, decode(value, out)
+}
 
 // splitPacket returns the messages in a packet: one, or those of a compound, without
 // the checksum that may be around it.
@@ -130,22 +161,23 @@ func splitPacket(b []byte) ([][]byte, error) {
 // memberlist relays for others says nothing of its way and is not looked into.
 func checkMessage(b []byte, from string) error {
 	var source string
-	r := bytes.NewReader(b[1:])
 	switch b[0] {
 	case pingMsg:
 		var m ping
-		if err := newDecoder(r).Decode(&m); err != nil {
-			return malformed("ping: %w", err)
+		if err := decodeAll(b, &m); err != nil {
+			return err
 		}
 		source = m.SourceNode
 	case indirectPingMsg:
 		var m indirectPing
-		if err := newDecoder(r).Decode(&m); err != nil {
-			return malformed("indirect ping: %w", err)
+		if err := decodeAll(b, &m); err != nil {
+			return err
 		}
 		source = m.SourceNode
-	case ackMsg, nackMsg, suspectMsg, aliveMsg, deadMsg, userMsg:
-		return nil
+	case ackMsg, nackMsg:
+		return decodeAll(b, &ack{})
+	case suspectMsg, aliveMsg, deadMsg, userMsg:
+		return nil // others look into them
 	default:
 		return malformed("a message of type %d", b[0])
 	}
@@ -158,8 +190,8 @@ func checkMessage(b []byte, from string) error {
 // aliveOf returns of whom an alive message is.
 func aliveOf(b []byte) (memberlist.Address, error) {
 	var m alive
-	if err := newDecoder(bytes.NewReader(b[1:])).Decode(&m); err != nil {
-		return memberlist.Address{}, malformed("alive message: %w", err)
+	if err := decodeAll(b, &m); err != nil {
+		return memberlist.Address{}, err
 	}
 	return memberlist.Address{Name: m.Node, Addr: net.JoinHostPort(net.IP(m.Addr).String(), strconv.Itoa(int(m.Port)))}, nil
 }
@@ -173,8 +205,8 @@ const maxAccused = 1 << 31
 // itself that it leaves may be taken for gone at once. It may change b.
 func temper(b []byte, left func(name string) bool) error {
 	var m accusation
-	if err := newDecoder(bytes.NewReader(b[1:])).Decode(&m); err != nil {
-		return malformed("accusation: %w", err)
+	if err := decodeAll(b, &m); err != nil {
+		return err
 	}
 	if m.Incarnation > maxAccused {
 		return malformed("%q is accused with incarnation %d", clip(m.Node), m.Incarnation)
@@ -194,27 +226,26 @@ type state struct {
 
 // decodeState reads a state exchange, whose user's part stays a part of b.
 func decodeState(b []byte) (state, error) {
-	r := bytes.NewReader(b[1:])
-	dec := newDecoder(r)
 	var h stateHeader
-	if err := dec.Decode(&h); err != nil {
-		return state{}, malformed("state: %w", err)
+	rest, err := decodeNext(b[1:], &h)
+	if err != nil {
+		return state{}, err
 	}
 	if h.Nodes < 0 || h.Nodes > maxNodes {
 		return state{}, malformed("a state lists %d members; at most %d are allowed", h.Nodes, maxNodes)
 	}
 	s := state{join: h.Join}
-	for i := range h.Nodes {
+	for range h.Nodes {
 		var n stateNode
-		if err := dec.Decode(&n); err != nil {
-			return state{}, malformed("member %d of a state: %w", i, err)
+		if rest, err = decodeNext(rest, &n); err != nil {
+			return state{}, err
 		}
 		s.nodes = append(s.nodes, n)
 	}
-	if r.Len() != h.UserStateLen {
-		return state{}, malformed("%d bytes follow the members of a state that promised %d", r.Len(), h.UserStateLen)
+	if len(rest) != h.UserStateLen {
+		return state{}, malformed("%d bytes follow the members of a state that promised %d", len(rest), h.UserStateLen)
 	}
-	s.user = b[len(b)-r.Len():]
+	s.user = rest
 	return s, nil
 }
 

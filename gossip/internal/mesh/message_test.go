@@ -32,6 +32,9 @@ func message(t testing.TB, kind byte, parts ...any) []byte {
 	return b.Bytes()
 }
 
+// acked is a message that says nothing of who sent it.
+func acked(t testing.TB, seq uint32) []byte { return message(t, ackMsg, ack{SeqNo: seq}) }
+
 func compound(parts ...[]byte) []byte {
 	b := []byte{compoundMsg, byte(len(parts))}
 	for _, p := range parts {
@@ -88,7 +91,7 @@ func TestCheckMessage(t *testing.T) {
 		"ping":                        {message(t, pingMsg, ping{SourceNode: "w1"}), ""},
 		"indirect ping":               {message(t, indirectPingMsg, indirectPing{SourceNode: "w1"}), ""},
 		"ping in order":               {message(t, pingMsg, inOrder{1, "m1", []byte{1}, 7, "w1"}), ""},
-		"ack":                         {[]byte{ackMsg}, ""},
+		"ack":                         {acked(t, 0), ""},
 		"suspicion":                   {[]byte{suspectMsg}, ""},
 		"ping of another":             {message(t, pingMsg, ping{SourceNode: "m1"}), FalseSource},
 		"ping of nobody":              {message(t, pingMsg, ping{}), FalseSource},
@@ -96,6 +99,12 @@ func TestCheckMessage(t *testing.T) {
 		"ping in order, of another":   {message(t, pingMsg, inOrder{1, "w1", []byte{1}, 7, "m1"}), FalseSource},
 		"ping, the source twice":      {message(t, pingMsg, []byte{0x82}, "SourceNode", "w1", "SourceNode", "m1"), FalseSource},
 		"indirect ping in order":      {message(t, indirectPingMsg, inOrder{1, []byte{1}, 7, "x", false, []byte{1}, 7, "m1"}), FalseSource},
+		"ping of something unknown":   {message(t, pingMsg, []byte{0x82}, "SourceNode", "w1", "Later", 7), ""},
+		"ping that promises 4 GiB":    {append(message(t, pingMsg, []byte{0x82}, "SourceNode", "w1", "Later"), 0xc9, 0xff, 0xff, 0xff, 0xff, 1), Malformed},
+		"ack that promises 4 GiB":     {append(message(t, ackMsg, []byte{0x81}, "Payload"), 0xc6, 0xff, 0xff, 0xff, 0xff, 1), Malformed},
+		"ack of a million":            {append([]byte{ackMsg, 0xdf, 0, 0x0f, 0xff, 0xff}, make([]byte, 1<<10)...), Malformed},
+		"ack of boxes in boxes":       {append(message(t, ackMsg, []byte{0x81}, "Payload"), bytes.Repeat([]byte{0x91}, 1000)...), Malformed},
+		"ack and more":                {append(acked(t, 1), 0), Malformed},
 		"ping that is none":           {[]byte{pingMsg, 0xc1}, Malformed},
 		"ping cut":                    {message(t, pingMsg, ping{SourceNode: "w1"})[:20], Malformed},
 		"indirect ping that is none":  {[]byte{indirectPingMsg}, Malformed},
@@ -104,7 +113,7 @@ func TestCheckMessage(t *testing.T) {
 		"labelled":                    {[]byte{244, 1, 'x', 0}, Malformed},
 		"compound within a compound":  {[]byte{compoundMsg, 0}, Malformed},
 		"state, which is no packet":   {[]byte{pushPullMsg}, Malformed},
-		"checksum within a compound":  {checksummed([]byte{ackMsg}), Malformed},
+		"checksum within a compound":  {checksummed(acked(t, 0)), Malformed},
 		"error, which is no packet":   {[]byte{errorMsg}, Malformed},
 		"a type of later memberlists": {[]byte{14}, Malformed},
 	} {
@@ -136,14 +145,15 @@ func TestDecodeState(t *testing.T) {
 	}
 	good := stateOf(t, 3, []byte("user"))
 	for name, b := range map[string][]byte{
-		"nothing":          {pushPullMsg},
-		"cut":              good[:len(good)-1],
-		"a member cut":     good[:len(good)-20],
-		"something after":  append(slices.Clone(good), 0),
-		"too many members": message(t, pushPullMsg, stateHeader{Nodes: maxNodes + 1}),
-		"a million":        message(t, pushPullMsg, stateHeader{Nodes: 1 << 20}, bytes.Repeat([]byte{0xc0}, 1<<20)),
-		"fewer than none":  message(t, pushPullMsg, stateHeader{Nodes: -1}),
-		"negative state":   message(t, pushPullMsg, stateHeader{UserStateLen: -1}),
+		"nothing":           {pushPullMsg},
+		"cut":               good[:len(good)-1],
+		"a member cut":      good[:len(good)-20],
+		"something after":   append(slices.Clone(good), 0),
+		"too many members":  message(t, pushPullMsg, stateHeader{Nodes: maxNodes + 1}),
+		"a million":         message(t, pushPullMsg, stateHeader{Nodes: 1 << 20}, bytes.Repeat([]byte{0xc0}, 1<<20)),
+		"a member of 4 GiB": message(t, pushPullMsg, stateHeader{Nodes: 1}, []byte("\x81\xa4Name\xdb\xff\xff\xff\xff")),
+		"fewer than none":   message(t, pushPullMsg, stateHeader{Nodes: -1}),
+		"negative state":    message(t, pushPullMsg, stateHeader{UserStateLen: -1}),
 	} {
 		if _, err := decodeState(b); trust.ReasonOf(err) != Malformed {
 			t.Errorf("%s: %v", name, err)
@@ -244,6 +254,27 @@ func FuzzPacket(f *testing.F) {
 					t.Fatalf("%v has no reason", err)
 				}
 			}
+		}
+	})
+}
+
+// Whatever is let through costs the decoder no more than it is worth.
+func FuzzUnpack(f *testing.F) {
+	f.Add(message(f, pingMsg, ping{SourceNode: "w1"})[1:])
+	f.Add([]byte("\x81\xa1x\xc9\x7f\xff\xff\xff\x01"))
+	f.Add([]byte("\xdc\x00\x02\xc4\x01x\xd9\x02xy"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		value, rest, err := unpack(b)
+		if err != nil {
+			return
+		}
+		if len(value) == 0 || !bytes.Equal(slices.Concat(value, rest), b) {
+			t.Fatalf("%x became %x and %x", b, value, rest)
+		}
+		r := bytes.NewReader(b)
+		var any any
+		if codec.NewDecoder(r, &codec.MsgpackHandle{}).Decode(&any) == nil && r.Len() != len(rest) {
+			t.Fatalf("memberlist's decoder leaves %d bytes of %x, and this one %d", r.Len(), b, len(rest))
 		}
 	})
 }

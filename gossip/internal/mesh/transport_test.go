@@ -241,10 +241,10 @@ func (n *node) to(b []byte, name, addr string) {
 func TestPackets(t *testing.T) {
 	meshed(t, func(t *testing.T, _ *trusttest.Authority, _ *wire, m, n *node) {
 		p := message(t, pingMsg, ping{SourceNode: "w1"})
-		n.to(compound(p, []byte("\x08record"), []byte{ackMsg, 1}), "m1", a1)
+		n.to(compound(p, []byte("\x08record"), acked(t, 1)), "m1", a1)
 		n.to([]byte("\x08again"), "m1", a1)
 		messages, packets := m.seen()
-		if !slices.Equal(messages, []string{"w1: record", "w1: again"}) || !slices.Equal(packets, []string{string(p), "\x02\x01"}) {
+		if !slices.Equal(messages, []string{"w1: record", "w1: again"}) || !slices.Equal(packets, []string{string(p), string(acked(t, 1))}) {
 			t.Errorf("messages %q, packets %q", messages, packets)
 		}
 		if in, out := m.roster.inUse(), n.links.inUse(); in != 1 || out != 1 {
@@ -277,7 +277,7 @@ func TestConnectionsAge(t *testing.T) {
 		go func() {
 			for range 4 * int(inboundAge/linkIdle) {
 				time.Sleep(linkIdle / 2)
-				if _, err := old.Write(appendFrame(nil, []byte{ackMsg})); err != nil {
+				if _, err := old.Write(appendFrame(nil, acked(t, 0))); err != nil {
 					break
 				}
 			}
@@ -285,7 +285,7 @@ func TestConnectionsAge(t *testing.T) {
 		first := map[string]bool{}
 		for range 2 * int(inboundAge/linkIdle) {
 			time.Sleep(linkIdle / 2)
-			n.to([]byte{ackMsg}, "m1", a1)
+			n.to(acked(t, 0), "m1", a1)
 			synctest.Wait()
 			m.roster.mu.Lock()
 			for id, member := range m.roster.members {
