@@ -37,7 +37,7 @@ func printed(t *testing.T, r *bench.SwarmReport) string {
 func TestPrintSwarm(t *testing.T) {
 	const want = `8 empty workers in 2 colos, 2 managers, a snapshot of 256.0 MiB
   links    workers 100mbit, managers 200mbit, between colos 20mbit, each way, by tbf (bucket 67.6 KiB)
-  peers    mutual TLS 1.3, signed snapshots, cubic, 16 frames of 1,514 bytes at a time
+  peers    mutual TLS 1.3, snapshots and log signed, cubic, 16 frames of 1,514 bytes at a time
   data     in /dev/shm, which is memory: these machines would all share one disk
   T*       2.00s = F/l; the headers of frames alone make it 2.09s
 

@@ -52,7 +52,7 @@ func conditions(r *bench.SwarmReport) []string {
 	}
 	channel := "TCP without TLS"
 	if r.TLS {
-		channel = "mutual TLS 1.3, signed snapshots"
+		channel = "mutual TLS 1.3, snapshots and log signed"
 	}
 	lines = append(lines, "  "+links, fmt.Sprintf("  peers    %s, %s, %d frames of 1,514 bytes at a time", channel, lab.Congestion, lab.FramesAtOnce))
 	disk := "data     in " + r.Dir

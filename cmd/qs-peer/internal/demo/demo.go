@@ -92,7 +92,7 @@ func Run(ctx context.Context, o Options) (_ *Report, err error) {
 func (s *show) play(ctx context.Context) error {
 	how := "over plain TCP"
 	if s.TLS {
-		how = "over mutual TLS with signed snapshots"
+		how = "over mutual TLS, snapshots and log signed"
 	}
 	fmt.Fprintf(s.Output, "A manager and %s on this machine, %s, in %s\n\n", term.Plural(s.Workers, "worker"), how, s.Dir)
 	for _, act := range []func(context.Context) error{
