@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// staleReady is how long a restarted node that can not catch up waits before
+	// staleReady is how long a restarted or rebuilt node that can not catch up waits before
 	// it serves what it has.
 	staleReady = 10 * time.Second
 	// mendEvery is the least time between two new beginnings of a damaged log.
@@ -336,7 +336,9 @@ func (l *life) judge(ctx context.Context) error {
 		l.startApply(ctx)
 	}
 	if l.prepared == nil && !l.ready {
-		stale := l.hadData && l.progress == l.c.Log.Head() && time.Since(l.moved) > staleReady
+		// What a snapshot was made of is whole, however old.
+		whole := l.hadData || !l.source.Pos.IsZero()
+		stale := whole && l.progress == l.c.Log.Head() && time.Since(l.moved) > staleReady
 		l.ready = caughtUp || stale
 	}
 	return nil

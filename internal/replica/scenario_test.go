@@ -188,6 +188,15 @@ func TestScenarios(t *testing.T) {
 				t.Errorf("status %+v", st)
 			}
 		}},
+		{"rebuilt when nobody is left who knows where the log ends", func(t *testing.T, w *world) {
+			m := w.addWriter("m", h[:2000], 1)
+			m.offers, m.unreachable = []int{1900}, true
+			s := w.boot()
+			s.until("ready", 30*time.Second, ready)
+			if st := s.r.Status(); st.Applied.Seq != 1900 || st.Rebuilds != 1 || st.State != Serving {
+				t.Errorf("status %+v", st)
+			}
+		}},
 		{"upstream dies", func(t *testing.T, w *world) {
 			w.holding(h, 0, 1000)
 			m := w.addWriter("m", h[:1000], 1)
