@@ -112,7 +112,7 @@ var verbWords = map[trust.Verb]string{
 }
 
 func (e *forbiddenError) Error() string {
-	return fmt.Sprintf("%s is a %s, and may not %s: that is for %s", e.id.Name, e.id.Role, verbWords[e.verb], strings.Join(e.allowed(), ", "))
+	return fmt.Sprintf("%s has the role %s, which may not %s: that is for %s", e.id.Name, e.id.Role, verbWords[e.verb], strings.Join(e.allowed(), ", "))
 }
 
 // allowed returns the roles that may.

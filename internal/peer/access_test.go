@@ -321,7 +321,7 @@ func TestRESPWithClientOverTLS(t *testing.T) {
 	if v, err := r.Get(ctx, "a").Result(); v != "1" || err != nil {
 		t.Error(v, err)
 	}
-	if err := r.Set(ctx, "a", "2", 0).Err(); err == nil || !strings.HasPrefix(err.Error(), "NOPERM a-client-read is a client-read") {
+	if err := r.Set(ctx, "a", "2", 0).Err(); err == nil || !strings.HasPrefix(err.Error(), "NOPERM a-client-read has the role client-read") {
 		t.Error(err)
 	}
 	_, err := r.TxPipelined(ctx, func(p redis.Pipeliner) error { return p.Set(ctx, "a", "2", 0).Err() })

@@ -119,7 +119,7 @@ func Want(name string, roles ...Role) func(Identity) error {
 	return func(id Identity) error {
 		switch {
 		case !id.Role.in(roles):
-			return refuse(WrongRole, fmt.Errorf("%s is a %s; want a %s", id.Name, id.Role, joinRoles(roles)))
+			return refuse(WrongRole, fmt.Errorf("%s has the role %s; want %s", id.Name, id.Role, joinRoles(roles)))
 		case name != "" && id.Name != name:
 			return refuse(WrongName, fmt.Errorf("the certificate is of %s, not of %s", id.Name, name))
 		}
