@@ -148,7 +148,7 @@ func TestAbuse(t *testing.T) {
 	}
 	f := newStory(t, os.Getenv("QS_PEER"), true)
 	m, w := f.start("manager", "m1"), f.start("worker", "w1")
-	creds, err := trust.Open(trust.Options{Files: f.Client()})
+	creds, err := trust.Open(trust.Options{Files: f.Client().Files})
 	if err != nil {
 		t.Fatal(err)
 	}
