@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/signing/signingtest"
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
@@ -24,8 +25,9 @@ import (
 const childEnv = "QS_TEST_PEER_CHILD"
 
 type childOptions struct {
-	Data string
-	TLS  trust.Files
+	Data                    string
+	TLS                     trust.Files
+	TrustedKeys, SigningKey string
 }
 
 // child is a manager in a process of its own, so that its memory is its own.
@@ -45,7 +47,7 @@ func runChild(text string) error {
 	}
 	const free = "127.0.0.1:0"
 	p, err := Start(context.Background(), Options{
-		Data: c.Data, TLS: c.TLS, Role: gossip.Manager, Version: "test",
+		Data: c.Data, TLS: c.TLS, TrustedKeys: c.TrustedKeys, SigningKey: c.SigningKey, Role: gossip.Manager, Version: "test",
 		GossipAddr: free, SwarmAddr: free, PeerAddr: free, HTTPAddr: free, RESPAddr: free,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
@@ -67,7 +69,8 @@ func runChild(text string) error {
 // startChild runs a manager with the settings of Go's memory that qs-peer runs with.
 func startChild(t *testing.T, tls trust.Files) *child {
 	t.Helper()
-	text, err := json.Marshal(childOptions{t.TempDir(), tls})
+	keys := signingtest.New(t, "m1")
+	text, err := json.Marshal(childOptions{t.TempDir(), tls, keys.Trusted, keys.Path("m1")})
 	if err != nil {
 		t.Fatal(err)
 	}
