@@ -79,7 +79,7 @@ func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done
 	if snap, ok := n.shelf.find(o.InfoHash); ok {
 		// It is here, and lacked signatures only, or nobody signs what it says.
 		if d.sameManifest(snap) {
-			snap, err = n.shelf.settle(ctx, snap, d.note)
+			_, err = n.shelf.settle(ctx, snap, d.note)
 		} else {
 			err = n.shelf.withdraw(snap)
 		}
