@@ -67,7 +67,7 @@ func (d delegate) MergeRemoteState(b []byte, _ bool) {
 		return
 	}
 	d.metrics.received(viaPushPull, len(b))
-	if err := splitState(b, d.hear); err != nil {
+	if err := splitState(b, func(b []byte) error { d.hear(b); return nil }); err != nil {
 		d.metrics.records.WithLabelValues("bad").Inc()
 		d.log.Debug("gossip state refused", "error", err)
 	}

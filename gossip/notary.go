@@ -9,6 +9,9 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
+	"github.com/qs-peer/qs-peer/gossip/internal/mesh"
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
@@ -25,6 +28,9 @@ const (
 	// chainsPerName are kept: a certificate and the one that it replaced.
 	chainsPerName = 2
 	maxChains     = 16 << 10
+	// ownerRate and ownerBurst are how many versions of its record a node may have
+	// others verify, a second. It makes five, at most.
+	ownerRate, ownerBurst = 10, 50
 )
 
 // errUnknownChain means that a record came with the hash of certificates that this
@@ -42,6 +48,7 @@ type chain struct {
 	id      trust.Identity
 	learned time.Time
 	good    time.Time // until then, without being verified again
+	owner   *rate.Limiter
 }
 
 // notary signs this node's records, and checks that those of others are of whom
@@ -108,9 +115,13 @@ func (n *notary) open(b []byte, known func(record) bool, now time.Time) (record,
 	if err := agree(&r.facts, c.id); err != nil {
 		return record{}, err
 	}
+	if c.owner.TokensAt(now) < 1 {
+		return record{}, refuse(mesh.Flood, "%s makes more than %d records a second", r.name, ownerRate)
+	}
 	if err := trust.VerifySignature(c.leaf, purpose, r.raw, e.signature); err != nil {
 		return record{}, refuse(trust.ReasonOf(err), "record of %s: %w", r.name, err)
 	}
+	c.owner.AllowN(now, 1) // only its owner uses it up
 	r.signature, r.chain = bytes.Clone(e.signature), c
 	return r, nil
 }
@@ -155,7 +166,9 @@ func (n *notary) chain(e *envelope, now time.Time) (*chain, error) {
 	}
 	fresh := &chain{raw: bytes.Clone(e.chain), hash: e.hash, leaf: leaf, id: id, learned: now, good: now.Add(recheck)}
 	if c != nil {
-		fresh.raw, fresh.learned = c.raw, c.learned
+		fresh.raw, fresh.learned, fresh.owner = c.raw, c.learned, c.owner
+	} else {
+		fresh.owner = rate.NewLimiter(ownerRate, ownerBurst)
 	}
 	if leaf.NotAfter.Before(fresh.good) {
 		fresh.good = leaf.NotAfter

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/qs-peer/qs-peer/gossip/internal/mesh"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 )
@@ -177,6 +178,33 @@ func TestCertificatesAreLookedAtAgain(t *testing.T) {
 			t.Errorf("a certificate of an authority that is gone: %v", err)
 		}
 	})
+}
+
+// Who makes records without end has so many verified, and others do not use that up.
+func TestRecordsAreVerifiedSoOften(t *testing.T) {
+	ca := trusttest.New(t)
+	c := ca.Open(t, trust.RoleWorker, "w1")
+	n := newNotary(ca.Open(t, trust.RoleManager, "m1"))
+	r, now := sealed(t, c, 1), time.Now()
+	forged := r
+	forged.signature = []byte("none")
+	good := 0
+	for range 3 * ownerBurst {
+		if _, err := n.open(forged.wire(true), nothing, now); trust.ReasonOf(err) != trust.BadSignature && good < ownerBurst {
+			t.Fatalf("after %d records a forged one is %v", good, err)
+		}
+		if _, err := n.open(r.wire(true), nothing, now); err == nil {
+			good++
+		} else if trust.ReasonOf(err) != mesh.Flood {
+			t.Fatal(err)
+		}
+	}
+	if good != ownerBurst {
+		t.Errorf("%d records were verified at once, want %d", good, ownerBurst)
+	}
+	if _, err := n.open(r.wire(false), nothing, now.Add(time.Second)); err != nil {
+		t.Errorf("a second later: %v", err)
+	}
 }
 
 // One identity does not take the place of others' certificates.

@@ -156,10 +156,11 @@ func FuzzState(f *testing.F) {
 	f.Add([]byte{1, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		v := newView(time.Hour, nil)
-		splitState(b, func(raw []byte) {
+		splitState(b, func(raw []byte) error {
 			if r, err := decodeRecord(raw); err == nil {
 				v.hear(r, time.Unix(0, 0))
 			}
+			return nil
 		})
 	})
 }
@@ -207,11 +208,11 @@ func TestStateOfAThousand(t *testing.T) {
 		t.Errorf("%d bytes, want at most %d", len(b), limit)
 	}
 	n := 0
-	if err := splitState(b, func(raw []byte) { n++ }); err != nil || n != 1000 {
+	if err := splitState(b, func(raw []byte) error { n++; return nil }); err != nil || n != 1000 {
 		t.Errorf("%d records, %v", n, err)
 	}
 	for _, bad := range [][]byte{nil, {2}, {1, 0}, {1, 9, 0, 1}} {
-		if err := splitState(bad, func([]byte) {}); err == nil {
+		if err := splitState(bad, func([]byte) error { return nil }); err == nil {
 			t.Errorf("state %x was taken", bad)
 		}
 	}

@@ -67,10 +67,14 @@ func (g *Gossip) takeMessage(from trust.Identity, b []byte) (bad bool) {
 // takeState takes the other side's records in a push-pull.
 func (g *Gossip) takeState(from trust.Identity, b []byte) (bad int) {
 	g.metrics.received(viaPushPull, len(b))
-	err := splitState(b, func(b []byte) {
+	err := splitState(b, func(b []byte) error {
 		if !g.hearFrom(from, b) {
 			bad++
 		}
+		if bad >= mesh.MaxBad {
+			return fmt.Errorf("%d bad records", bad)
+		}
+		return nil
 	})
 	if err != nil {
 		g.drop(badRecord, from.String(), fmt.Errorf("state: %w", err))
@@ -102,7 +106,8 @@ func (g *Gossip) hearFrom(from trust.Identity, b []byte) bool {
 		g.metrics.records.WithLabelValues("bad").Inc()
 		reason := trust.ReasonOf(err)
 		g.drop(reason, from.String(), err)
-		return reason == trust.Expired // which it may have become on its way
+		// It may have expired on its way, and others may have heard fewer of its owner.
+		return reason == trust.Expired || reason == mesh.Flood
 	}
 	g.metrics.records.WithLabelValues(outcome).Inc()
 	return true

@@ -360,8 +360,8 @@ func (v *view) state(full bool, now time.Time) ([]byte, error) {
 	return b, err
 }
 
-// splitState calls each with every record of a state.
-func splitState(b []byte, each func(raw []byte)) error {
+// splitState calls each with every record of a state, until there is an error.
+func splitState(b []byte, each func(raw []byte) error) error {
 	if len(b) == 0 {
 		return errors.New("empty state")
 	}
@@ -376,7 +376,9 @@ func splitState(b []byte, each func(raw []byte)) error {
 		if b = b[2:]; n > len(b) {
 			return errors.New("state is cut short")
 		}
-		each(b[:n])
+		if err := each(b[:n]); err != nil {
+			return err
+		}
 		b = b[n:]
 	}
 	return nil

@@ -92,8 +92,12 @@ func (x *exchange) receive(types ...byte) error {
 		if err != nil {
 			return err
 		}
-		if bad := x.t.o.State(x.id, s.user); x.member != nil {
+		bad := x.t.o.State(x.id, s.user)
+		if x.member != nil {
 			x.member.fine(bad, time.Now())
+		}
+		if bad >= MaxBad {
+			return malformed("a state with %d bad items", bad)
 		}
 		if s.temper(x.t.o.Left) {
 			if b, err = s.encode(); err != nil {

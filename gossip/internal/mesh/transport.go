@@ -28,6 +28,9 @@ const (
 	Unknown     trust.Reason = "no_record"    // a member that did not become known
 )
 
+// MaxBad is how many bad items end an exchange.
+const MaxBad = 20
+
 // Dial connects to an address, with TLS, and returns the connection if check is
 // content with who is there.
 type Dial func(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error)
@@ -48,6 +51,7 @@ type Options struct {
 	// sends such who is honest.
 	Message func(from trust.Identity, b []byte) (bad bool)
 	// State takes the user's part of a state, and says how many of its items were bad.
+	// From MaxBad on it need not look further.
 	State func(from trust.Identity, b []byte) (bad int)
 	// Dropped is told of what was refused, and of whom: an identity, or an address.
 	// reason is a metric's label.
