@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -401,75 +402,93 @@ func TestWitnessOverSockets(t *testing.T) {
 	}
 }
 
-// BenchmarkStream is a follower that receives, proves and appends a log. "catch up"
+// BenchmarkStream is a follower that receives, proves and appends a log. "catchup"
 // is from entry 1, "live" while it is written by 64 goroutines, "lag" the time from
-// an entry's fsync at the writer to that at the follower.
+// an entry's fsync at the writer to that at the follower. Processor time is of both.
 func BenchmarkStream(b *testing.B) {
 	const count = 100_000
-	for _, signed := range []bool{false, true} {
-		keys := signingtest.New(b, "m1")
-		start := func(b *testing.B) (*txlog.Log, *relay, func() *node) {
-			log := begin(b)
-			var book *heads.Book
-			if signed {
-				book = written(b, keys, log)
-			}
-			return log, serve(b, log, book, nil), func() *node {
-				if signed {
-					return newNode(b, keys)
-				}
-				return newNode(b, nil)
-			}
-		}
-		b.Run(fmt.Sprintf("catchup/signed=%v", signed), func(b *testing.B) {
-			log, up, fresh := start(b)
-			pos := write(b, log, count, 64, 100)
-			n := 0
-			for b.Loop() {
-				if err := fresh().follow(b.Context(), up, pos.Seq); err != nil {
-					b.Fatal(err)
-				}
-				n += count
-			}
-			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "entries/s")
-		})
-		b.Run(fmt.Sprintf("live/signed=%v", signed), func(b *testing.B) {
-			log, up, fresh := start(b)
-			n := 0
-			for b.Loop() {
-				f := fresh()
-				f.log.Reset(dataset, log.Head())
-				goal := log.Head().Seq + count/5/64*64
-				var writing sync.WaitGroup
-				writing.Go(func() { write(b, log, count/5, 64, 100) })
-				if err := f.follow(b.Context(), up, goal); err != nil {
-					b.Fatal(err)
-				}
-				writing.Wait()
-				n += count / 5
-			}
-			b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "entries/s")
-		})
-		b.Run(fmt.Sprintf("lag/signed=%v", signed), func(b *testing.B) {
-			log, up, fresh := start(b)
-			f := fresh()
-			ctx, cancel := context.WithCancel(b.Context())
-			var following sync.WaitGroup
-			following.Go(func() { f.follow(ctx, up, 1<<60) })
-			defer func() { cancel(); following.Wait() }()
-			var took []time.Duration
-			for b.Loop() {
-				time.Sleep(30 * time.Millisecond)
-				pos := write(b, log, 1, 1, 100)
-				began := time.Now()
-				for changed := f.log.Changed(); f.log.Head() != pos; changed = f.log.Changed() {
-					<-changed
-				}
-				took = append(took, time.Since(began))
-			}
-			slices.Sort(took)
-			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-median")
-			b.ReportMetric(float64(took[len(took)*95/100].Microseconds()), "µs-p95")
-		})
+	type benched struct {
+		log   *txlog.Log
+		up    *relay
+		fresh func() *node
 	}
+	measure := func(name string, run func(b *testing.B, x benched)) {
+		for _, signed := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/signed=%v", name, signed), func(b *testing.B) {
+				keys := signingtest.New(b, "m1")
+				x := benched{log: begin(b), fresh: func() *node { return newNode(b, nil) }}
+				var book *heads.Book
+				if signed {
+					book = written(b, keys, x.log)
+					x.fresh = func() *node { return newNode(b, keys) }
+				}
+				x.up = serve(b, x.log, book, nil)
+				run(b, x)
+			})
+		}
+	}
+	report := func(b *testing.B, entries int, used time.Duration) {
+		b.ReportMetric(float64(entries)/b.Elapsed().Seconds(), "entries/s")
+		b.ReportMetric(float64(used.Nanoseconds())/float64(entries), "cpu-ns/entry")
+	}
+	measure("catchup", func(b *testing.B, x benched) {
+		pos := write(b, x.log, count, 64, 100)
+		n, used := 0, processorTime(b)
+		for b.Loop() {
+			if err := x.fresh().follow(b.Context(), x.up, pos.Seq); err != nil {
+				b.Fatal(err)
+			}
+			n += count
+		}
+		report(b, n, processorTime(b)-used)
+	})
+	measure("live", func(b *testing.B, x benched) {
+		n, used := 0, processorTime(b)
+		for b.Loop() {
+			f := x.fresh()
+			if err := f.log.Reset(dataset, x.log.Head()); err != nil {
+				b.Fatal(err)
+			}
+			const some = count / 5 / 64 * 64
+			goal := x.log.Head().Seq + some
+			var writing sync.WaitGroup
+			writing.Go(func() { write(b, x.log, some, 64, 100) })
+			if err := f.follow(b.Context(), x.up, goal); err != nil {
+				b.Fatal(err)
+			}
+			writing.Wait()
+			n += some
+		}
+		report(b, n, processorTime(b)-used)
+	})
+	measure("lag", func(b *testing.B, x benched) {
+		f := x.fresh()
+		ctx, cancel := context.WithCancel(b.Context())
+		var following sync.WaitGroup
+		following.Go(func() { f.follow(ctx, x.up, 1<<60) })
+		defer func() { cancel(); following.Wait() }()
+		var took []time.Duration
+		for b.Loop() {
+			time.Sleep(30 * time.Millisecond)
+			pos := write(b, x.log, 1, 1, 100)
+			began := time.Now()
+			for changed := f.log.Changed(); f.log.Head() != pos; changed = f.log.Changed() {
+				<-changed
+			}
+			took = append(took, time.Since(began))
+		}
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-median")
+		b.ReportMetric(float64(took[len(took)*95/100].Microseconds()), "µs-p95")
+	})
+}
+
+// processorTime is what this process has used.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -26,11 +26,11 @@ type Stream struct {
 	from string
 	id   uint64 // of this stream
 
-	ready   []txlog.Entry // covered, not handed on yet
-	covered txlog.Pos     // ready ends here
-	pending []txlog.Entry // not covered yet
-	last    txlog.Pos     // pending ends here
-	size    int64         // bytes of pending
+	buf     []txlog.Entry // not handed on yet
+	ready   int           // so many of them are covered
+	covered txlog.Pos     // that is up to here
+	last    txlog.Pos     // buf ends here
+	size    int64         // bytes of what is not covered
 	met     bool          // a signed head came
 	waited  time.Duration // for a signed head, while there was something to cover
 	refused *FaultError   // why the last one did not count
@@ -61,7 +61,7 @@ func (s *Stream) Next(maxBytes int) ([]txlog.Entry, Head, error) {
 		if err := s.receive(maxBytes); err != nil {
 			return nil, s.g.Furthest().Head, err
 		}
-		if s.met && len(s.ready) == 0 {
+		if s.met && s.ready == 0 {
 			return nil, s.g.Furthest().Head, nil
 		}
 	}
@@ -69,14 +69,17 @@ func (s *Stream) Next(maxBytes int) ([]txlog.Entry, Head, error) {
 
 func (s *Stream) take(maxBytes int) []txlog.Entry {
 	n, size := 0, 0
-	for n < len(s.ready) && (n == 0 || size+len(s.ready[n].Frame()) <= maxBytes) {
-		size += len(s.ready[n].Frame())
+	for n < s.ready && (n == 0 || size+len(s.buf[n].Frame()) <= maxBytes) {
+		size += len(s.buf[n].Frame())
 		n++
 	}
-	entries := s.ready[:n:n]
-	s.ready = s.ready[n:]
+	entries := s.buf[:n:n]
+	s.buf, s.ready = s.buf[n:], s.ready-n
 	return entries
 }
+
+// pending returns what is not covered yet.
+func (s *Stream) pending() []txlog.Entry { return s.buf[s.ready:] }
 
 // receive takes in what comes next.
 func (s *Stream) receive(maxBytes int) error {
@@ -92,7 +95,11 @@ func (s *Stream) receive(maxBytes int) error {
 		s.size += int64(len(entries[i].Frame()))
 		s.last = entries[i].Pos()
 	}
-	s.pending = append(s.pending, entries...)
+	if len(s.buf) == 0 {
+		s.buf = entries // without copying them
+	} else {
+		s.buf = append(s.buf, entries...)
+	}
 	if err := s.reach(); err != nil {
 		return err
 	}
@@ -106,14 +113,14 @@ func (s *Stream) receive(maxBytes int) error {
 		s.waited, s.refused = 0, nil
 	case s.waited > coverWithin+time.Duration(s.size)*time.Second/slowest:
 		return s.uncovered("for %v", s.waited.Round(time.Millisecond))
-	case s.size > maxPending && len(s.pending) > 1:
+	case s.size > maxPending && len(s.pending()) > 1:
 		return s.uncovered("in %d bytes", s.size)
 	}
 	return nil
 }
 
 // waiting reports whether a signed head has to come.
-func (s *Stream) waiting() bool { return !s.met || len(s.pending) > 0 }
+func (s *Stream) waiting() bool { return !s.met || len(s.pending()) > 0 }
 
 func (s *Stream) uncovered(format string, args ...any) error {
 	if s.refused != nil {
@@ -130,7 +137,7 @@ func (s *Stream) reach() error {
 		if p.Pos.Seq <= s.covered.Seq {
 			continue
 		}
-		have := s.pending[p.Pos.Seq-s.covered.Seq-1].Pos()
+		have := s.pending()[p.Pos.Seq-s.covered.Seq-1].Pos()
 		switch {
 		case have == p.Pos:
 			if err := s.cover(p.Signed); err != nil {
@@ -168,7 +175,7 @@ func (s *Stream) hear(note []byte) error {
 	case h.Pos.Seq > s.last.Seq:
 		s.g.pledge(h, s.id)
 	case h.Pos.Seq > s.covered.Seq:
-		if have := s.pending[h.Pos.Seq-s.covered.Seq-1].Pos(); have != h.Pos {
+		if have := s.pending()[h.Pos.Seq-s.covered.Seq-1].Pos(); have != h.Pos {
 			s.g.pledge(h, s.id)
 			return s.altered(h.Pos, have)
 		}
@@ -184,7 +191,7 @@ func (s *Stream) hear(note []byte) error {
 // cover makes ready what h, a verified head of a pending entry, covers.
 func (s *Stream) cover(h Signed) error {
 	n := int(h.Pos.Seq - s.covered.Seq)
-	entries := s.pending[:n:n]
+	entries := s.pending()[:n]
 	for _, p := range s.g.pledged(s.covered.Seq, h.Pos.Seq) {
 		theirs := entries[p.Pos.Seq-s.covered.Seq-1:]
 		if theirs[0].Pos() != p.Pos {
@@ -196,8 +203,7 @@ func (s *Stream) cover(h Signed) error {
 	for i := range entries {
 		size += int64(len(entries[i].Frame()))
 	}
-	s.ready = append(s.ready, entries...)
-	s.pending, s.covered, s.size = s.pending[n:], h.Pos, s.size-size
+	s.ready, s.covered, s.size = s.ready+n, h.Pos, s.size-size
 	s.g.redeem(h, size)
 	return nil
 }
