@@ -84,7 +84,7 @@ func (l *life) stand(ctx context.Context, halt error) error {
 	l.working.stop()
 	l.stopApply()
 	l.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
-	l.Replica.stand(ctx, halt, l.ready || l.hadData)
+	l.Replica.stand(ctx, halt, l.ready || l.whole() && !l.quarantined)
 	return nil
 }
 
@@ -336,12 +336,16 @@ func (l *life) judge(ctx context.Context) error {
 		l.startApply(ctx)
 	}
 	if l.prepared == nil && !l.ready {
-		// What a snapshot was made of is whole, however old.
-		whole := l.hadData || !l.source.Pos.IsZero()
-		stale := whole && l.progress == l.c.Log.Head() && time.Since(l.moved) > staleReady
+		stale := l.whole() && l.progress == l.c.Log.Head() && time.Since(l.moved) > staleReady
 		l.ready = caughtUp || stale
 	}
 	return nil
+}
+
+// whole reports whether what is served was a state that somebody served before,
+// however old: what was here at the start, or what a snapshot was made of.
+func (l *life) whole() bool {
+	return l.hadData || !l.source.Pos.IsZero() && l.prepared == nil
 }
 
 // show puts the state on the board.
