@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 	"github.com/qs-peer/qs-peer/txlog"
@@ -135,6 +136,27 @@ func TestServerAdmission(t *testing.T) {
 		if err := ask(t.Context(), foreign, Target{Addr: s.addr}); trust.ReasonOf(err) != trust.UnknownAuthority {
 			t.Errorf("%s, by an unknown authority: %v", kind, err)
 		}
+	}
+}
+
+// TestUnreachable: that somebody can not be connected to, now or since a moment ago, is
+// not taken for something that he sent.
+func TestUnreachable(t *testing.T) {
+	s := newSecureSource(t)
+	ln := listenTCP(t)
+	ln.Close()
+	c := NewClient(ClientOptions{Name: "w", Dial: newEdge(s.authority.Open(t, trust.RoleWorker, "w")).Dial})
+	t.Cleanup(c.Close)
+	var held *edge.BreakerError
+	for n := 0; held == nil; n++ {
+		_, err := c.Manifest(t.Context(), Target{Name: "gone", Addr: ln.Addr().String()}, s.torrent.InfoHash())
+		if err == nil || errors.Is(err, ErrProtocol) {
+			t.Fatalf("attempt %d: %v", n, err)
+		}
+		if n > 100 {
+			t.Fatalf("after %d attempts it is still dialled: %v", n, err)
+		}
+		errors.As(err, &held)
 	}
 }
 

@@ -11,11 +11,14 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/anacrolix/torrent"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/trust"
@@ -178,7 +181,8 @@ func TestOneBitChanged(t *testing.T) {
 	p := newPayload(t, 2<<20)
 	var heard refusals
 	worker := secured(t, a, trust.RoleWorker, &heard)
-	bad, w := newNode(t, "bad", false, worker), newNode(t, "w", false, worker)
+	reg := prometheus.NewRegistry()
+	bad, w := newNode(t, "bad", false, worker), newNode(t, "w", false, worker, func(o *SwarmOptions) { o.Registerer = reg })
 	path := seed(t, bad, p)
 	flip(t, path, p, 5*p.torrent.PieceLength()+77)
 	introduce(t, bad, w)
@@ -190,6 +194,13 @@ func TestOneBitChanged(t *testing.T) {
 	}
 	eventually(t, "the end of its connections", func() bool { return w.linksTo(who) == 0 })
 	w.shunFor("bad", time.Hour)
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP qs_swarm_shunned_peers Peers that are shunned now because they sent damaged pieces.
+# TYPE qs_swarm_shunned_peers gauge
+qs_swarm_shunned_peers 1
+`), "qs_swarm_shunned_peers"); err != nil {
+		t.Error(err)
+	}
 
 	creds := a.Open(t, trust.RoleWorker, "bad") // also with a new certificate
 	connect := func(name string, creds *trust.Credentials) bool {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
@@ -231,6 +232,31 @@ func TestSendfile(t *testing.T) {
 				return files.Load() == s.torrent.Size()-int64(s.torrent.Pieces())*512
 			})
 		})
+	}
+}
+
+// TestPlainEdge: neither does an edge without TLS keep the kernel from it.
+func TestPlainEdge(t *testing.T) {
+	e := newEdge(nil)
+	ln := e.Listen(listenTCP(t), edge.ListenOptions{Name: "test"})
+	defer ln.Close()
+	out, err := e.Dial(t.Context(), ln.Addr().String(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	in, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if _, ok := in.(io.ReaderFrom); !ok {
+		t.Errorf("a %T does not send files", in)
+	}
+	for _, c := range []net.Conn{in, out} {
+		if newWaker(c, 0).raw == nil {
+			t.Errorf("a %T can not be told what to wait for", c)
+		}
 	}
 }
 

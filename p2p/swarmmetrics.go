@@ -3,6 +3,7 @@ package p2p
 import (
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -65,7 +66,20 @@ func newSwarmMetrics(s *Swarm, r prometheus.Registerer) (*swarmMetrics, error) {
 		defer s.mu.Unlock()
 		return float64(len(s.links))
 	})
-	m.collectors = []prometheus.Collector{m.receivedBytes, m.receivedPieces, m.wasted, m.pieces, m.stalls, m.asked, sent, peers,
+	shunned := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "qs_swarm_shunned_peers",
+		Help: "Peers that are shunned now because they sent damaged pieces.",
+	}, func() (n float64) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for id := range s.shunned {
+			if s.isShunned(id, time.Now()) {
+				n++
+			}
+		}
+		return n
+	})
+	m.collectors = []prometheus.Collector{m.receivedBytes, m.receivedPieces, m.wasted, m.pieces, m.stalls, m.asked, sent, peers, shunned,
 		torrentsGauge(s, "seeding", false), torrentsGauge(s, "fetching", true)}
 	m.collectors = append(m.collectors, fetchGauges(s)...)
 	for from := range numSources {
