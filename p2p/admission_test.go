@@ -334,7 +334,7 @@ func TestRandomBytes(t *testing.T) {
 	creds := s.authority.Open(t, trust.RoleWorker, "w")
 	secure, plain := dialTLS(creds), DialFunc(dialPlain)
 	good := handshakeAs(peerID("w"), s.payload)
-	for i := range 200 {
+	for i := range 80 {
 		for _, addr := range []string{s.addr, n.Addr} {
 			dial := secure
 			if i%4 == 0 {

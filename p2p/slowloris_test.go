@@ -227,7 +227,7 @@ func TestSlowLorisSwarm(t *testing.T) {
 
 // TestManySlowConnections: what hundreds of them take is bounded.
 func TestManySlowConnections(t *testing.T) {
-	const conns = 300
+	const conns = 150
 	s := newSecureSource(t)
 	n := newNode(t, "seeder", false, secured(t, s.authority, trust.RoleWorker, new(refusals)))
 	if err := n.Seed(s.torrent, s.file(t)); err != nil {
