@@ -238,6 +238,10 @@ func (s *signatures) refused(what, from string, err error) {
 			clear(s.told)
 		}
 		s.told[r] = true
-		s.logger.Warn("refused a snapshot's manifest", "snapshot", what, "from", from, "reason", reason, "err", err)
+		level := slog.LevelWarn
+		if reason == string(signing.TooFew) { // as long as the others replay
+			level = slog.LevelInfo
+		}
+		s.logger.Log(context.Background(), level, "refused a snapshot's manifest", "snapshot", what, "from", from, "reason", reason, "err", err)
 	}
 }

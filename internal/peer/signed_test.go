@@ -81,6 +81,15 @@ func TestTwoSignatures(t *testing.T) {
 	if got := m2.metric(`qs_signing_replays_total{result="signed"}`); got != "2" {
 		t.Errorf("m2 signed %q snapshots", got)
 	}
+	// The other way round: the writer signs what a follower minted.
+	last = m1.put("after", "all")
+	m2.caughtUp(last)
+	s := m2.mint()
+	for _, m := range []*testNode{m1, m2} {
+		eventually(t, m.o.Name+" holds two signatures", func() bool {
+			return slices.Equal(m.signedBy(keys, s.InfoHash), []string{"m1", "m2"})
+		})
+	}
 
 	w := newNode(t, "w1", gossip.Worker, m1).sign(keys, 2)
 	w.start()
