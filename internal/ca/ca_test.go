@@ -56,6 +56,7 @@ func readCertificate(t testing.TB, path string) *x509.Certificate {
 	block, rest := pem.Decode(text)
 	if block == nil || len(rest) > 0 {
 		t.Fatalf("%s: not one certificate", path)
+		return nil
 	}
 	c, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
