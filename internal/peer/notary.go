@@ -150,8 +150,11 @@ func (n *notary) countersign(ctx context.Context, offers []replica.Offer) (left 
 			continue
 		}
 		left = true
+		if o.Pos.Seq > n.storage.log.Head().Seq || ctx.Err() != nil {
+			continue // the log is still coming
+		}
 		a, due := n.due(o.InfoHash)
-		if !due || ctx.Err() != nil {
+		if !due {
 			continue
 		}
 		a.failed(time.Now())
@@ -167,8 +170,7 @@ func (n *notary) countersign(ctx context.Context, offers []replica.Offer) (left 
 // wanted reports whether a snapshot might lack this manager's signature, and is
 // worth it.
 func (n *notary) wanted(o replica.Offer) bool {
-	log := n.storage.log
-	if !o.Manager || o.Dataset != log.Dataset() || o.Pos.Seq > log.Head().Seq || n.disputed.why(o.InfoHash) != nil || n.network.refuted.why(o.InfoHash) != nil {
+	if !o.Manager || o.Dataset != n.storage.log.Dataset() || n.disputed.why(o.InfoHash) != nil || n.network.refuted.why(o.InfoHash) != nil {
 		return false
 	}
 	newer := 0
