@@ -259,7 +259,9 @@ func (g *Guard) forked(from string, seq uint64, ours, theirs Side) error {
 		g.o.Logger.Error("evidence of a fork could not be kept", "path", path, "err", err)
 	}
 	fork := &ForkError{Dataset: g.o.Log.Dataset(), Seq: seq, Path: path}
-	g.stop(fork)
+	if !g.stop(fork) {
+		return fork // it was logged
+	}
 	g.o.Logger.Error("the dataset is forked: two histories were signed; nothing is applied until an operator decides",
 		"seq", seq, "ours", ours.Hash, "theirs", theirs.Hash, "from", from, "evidence", path)
 	return fork
