@@ -279,9 +279,9 @@ func (g *Guard) Witness(note []byte, from string) {
 	}
 	switch head := g.o.Log.Head(); {
 	case h.Pos.Seq <= head.Seq:
-		if _, forked := errors.AsType[*ForkError](g.check(h, from)); !forked {
-			return // that our own tail is wrong is found out from those we follow
-		}
+		// A fork stops us by itself; that our own tail is wrong we find out from those
+		// we follow.
+		_ = g.check(h, from)
 	case g.o.Writer:
 		g.lost(h, head, from)
 	default:

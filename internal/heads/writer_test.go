@@ -2,7 +2,6 @@ package heads
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -260,7 +259,7 @@ func BenchmarkSignAndVerify(b *testing.B) {
 		}
 	})
 	b.ReportMetric(float64(len(note)), "B/note")
-	b.Run(fmt.Sprint("book"), func(b *testing.B) {
+	b.Run("book", func(b *testing.B) {
 		book := newBook(b, b.TempDir())
 		n := uint64(0)
 		for b.Loop() {
