@@ -3,7 +3,6 @@ package peer
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
@@ -214,6 +213,3 @@ func (n *notary) witness(ctx context.Context, o replica.Offer, d described) {
 		n.logger.Warn("could not replay the log up to a snapshot of another manager", "pos", o.Pos, "err", err)
 	}
 }
-
-// errOtherHistory is about a snapshot at an entry that this node's log does not hold.
-var errOtherHistory = fmt.Errorf("%w: this node's log holds another entry there", snapshot.ErrConflict)

@@ -17,6 +17,9 @@ import (
 // replayBatch is about how many bytes of the log are replayed at a time.
 const replayBatch = 4 << 20
 
+// errOtherHistory is about a snapshot at an entry that this node's log does not hold.
+var errOtherHistory = fmt.Errorf("%w: this node's log holds another entry there", snapshot.ErrConflict)
+
 // replayer mints what another manager published from this node's own log: it
 // applies the entries up to there, in an environment of its own, to the newest
 // earlier snapshot that can be believed, or to nothing. One replay runs at a time.
@@ -97,8 +100,8 @@ func (r *replayer) apply(ctx context.Context, store *lmdbstore.Store, target txl
 		if err != nil {
 			return err
 		}
-		if beyond := batch[len(batch)-1].Seq - min(batch[len(batch)-1].Seq, target.Seq); beyond > 0 {
-			batch = batch[:uint64(len(batch))-beyond]
+		if wanted := target.Seq - at.Seq; uint64(len(batch)) > wanted {
+			batch = batch[:wanted]
 		}
 		if err := limit.WaitN(ctx, min(replayBatch, sizeOf(batch))); err != nil {
 			return err
