@@ -67,11 +67,10 @@ func TestTwoSignatures(t *testing.T) {
 	m2.caughtUp(m1.put("b", "1"))
 
 	// From entry 1, and then from the snapshot before.
-	var last uint64
 	for round := range 2 {
 		m1.putMany(fmt.Sprint("round", round), 700)
 		s := m1.mint()
-		last = m1.put("after", fmt.Sprint(round))
+		m1.put("after", fmt.Sprint(round))
 		for _, m := range []*testNode{m2, m1} {
 			eventually(t, m.o.Name+" holds two signatures", func() bool {
 				return slices.Equal(m.signedBy(keys, s.InfoHash), []string{"m1", "m2"})
@@ -82,7 +81,7 @@ func TestTwoSignatures(t *testing.T) {
 		t.Errorf("m2 signed %q snapshots", got)
 	}
 	// The other way round: the writer signs what a follower minted.
-	last = m1.put("after", "all")
+	last := m1.put("after", "all")
 	m2.caughtUp(last)
 	s := m2.mint()
 	for _, m := range []*testNode{m1, m2} {
