@@ -44,8 +44,8 @@ func (c *Client) explainTLS(err error) error {
 	case trust.Expired:
 		return fmt.Errorf("the certificate of the node at %s is expired or not valid yet: renew it there, or check the clocks (%w)", c.base.Host, err)
 	case trust.Refused:
-		return fmt.Errorf("the node at %s refused the certificate of %s: its authority, its dates or its trust domain are not what that node trusts; the node's log says which (%s)",
-			c.base.Host, c.me, strings.TrimPrefix(err.Error(), "remote error: "))
+		return fmt.Errorf("the node at %s refused the certificate of %s (%s): its authority, its dates or its trust domain are not what that node trusts; the node's log says which (%s)",
+			c.base.Host, c.me.Name, c.me.Role, strings.TrimPrefix(err.Error(), "remote error: "))
 	default:
 		return fmt.Errorf("what answers at %s is no node to be trusted (%s): %w", c.base.Host, why, err)
 	}
