@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/base64"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,6 +22,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 	"github.com/qs-peer/qs-peer/txlog"
@@ -81,62 +84,63 @@ func same(text string) func(int) string { return func(int) string { return text 
 
 // abuses are what the listeners for clients must bear.
 var abuses = []struct {
-	name string
-	do   func(*abuse)
+	name    string
+	counted trust.Reason // "": only after a time that nobody wants to wait for here
+	do      func(*abuse)
 }{
-	{"10,000 connections of strangers", func(a *abuse) {
+	{"10,000 connections of strangers", edge.TooManyHandshakes, func(a *abuse) {
 		a.crowd(a.node.addrs.HTTP, 5000, true, same(""))
 		a.crowd(a.node.addrs.RESP, 5000, true, same(""))
 	}},
-	{"random bytes", func(a *abuse) {
+	{"random bytes", malformed, func(a *abuse) {
 		noise := func(int) string { return randomBytes(32 << 10) }
 		a.crowd(a.node.addrs.HTTP, 200, true, noise)
 		a.crowd(a.node.addrs.RESP, 200, true, noise)
 		a.crowd(a.node.addrs.HTTP, 100, false, noise)
 		a.crowd(a.node.addrs.RESP, 100, false, noise)
 	}},
-	{"idle connections of one identity", func(a *abuse) {
+	{"idle connections of one identity", edge.TooManyOfIdentity, func(a *abuse) {
 		a.crowd(a.node.addrs.HTTP, crowdSize, false, same("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))
 		a.crowd(a.node.addrs.RESP, crowdSize, false, same("PING\r\n"))
 	}},
-	{"headers that do not end", func(a *abuse) {
-		a.crowd(a.node.addrs.HTTP, crowdSize, false, same("GET / HTTP/1.1\r\nHost: x\r\nX: "+strings.Repeat("x", 15<<10)))
+	{"headers that do not end", malformed, func(a *abuse) {
+		a.crowd(a.node.addrs.HTTP, crowdSize, false, same("GET / HTTP/1.1\r\nHost: x\r\nX: "+strings.Repeat("x", maxHeader-100)))
 	}},
-	{"bodies that do not end", func(a *abuse) {
+	{"bodies that do not end", busy, func(a *abuse) {
 		a.crowd(a.node.addrs.HTTP, crowdSize, false, same(fmt.Sprintf("PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", txlog.MaxValue, strings.Repeat("x", 1<<20))))
 	}},
-	{"transactions of much text", func(a *abuse) {
+	{"transactions of much text", "", func(a *abuse) {
 		value := base64.StdEncoding.EncodeToString(make([]byte, txlog.MaxValue))
 		text := `{"ops":[{"op":"put","key":"YQ==","value":"` + value + `"},{"op":"put"`
 		a.crowd(a.node.addrs.HTTP, 24, false, same(fmt.Sprintf("POST /v1/txn?base64=true HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", len(text)+9, text)))
 	}},
-	{"arguments that do not end", func(a *abuse) {
+	{"arguments that do not end", "", func(a *abuse) {
 		a.crowd(a.node.addrs.RESP, crowdSize, false, same(fmt.Sprintf("*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n%s", txlog.MaxValue, strings.Repeat("x", 1<<20))))
 	}},
-	{"transactions that do not end", func(a *abuse) {
+	{"transactions that do not end", "", func(a *abuse) {
 		set := fmt.Sprintf("*3\r\n$3\r\nSET\r\n$1\r\na\r\n$%d\r\n%s\r\n", 64<<10, strings.Repeat("x", 64<<10))
 		a.crowd(a.node.addrs.RESP, crowdSize, false, same("MULTI\r\n"+strings.Repeat(set, 16)))
 	}},
-	{"many small arguments", func(a *abuse) {
+	{"many small arguments", "", func(a *abuse) {
 		a.crowd(a.node.addrs.RESP, crowdSize, false, same("*1000000\r\n$3\r\nDEL\r\n"+strings.Repeat("$1\r\na\r\n", 100_000)))
 	}},
-	{"values that are not taken", func(a *abuse) {
+	{"values that are not taken", "", func(a *abuse) {
 		a.crowd(a.node.addrs.HTTP, crowdSize/2, false, same("GET /v1/kv/big HTTP/1.1\r\nHost: x\r\n\r\n"))
 		a.crowd(a.node.addrs.RESP, crowdSize/2, false, same("GET big\r\nGET big\r\n"))
 	}},
-	{"reports that are not taken", func(a *abuse) {
+	{"reports that are not taken", "", func(a *abuse) {
 		a.crowd(a.node.addrs.HTTP, crowdSize, false, func(i int) string {
 			path := []string{"/metrics", "/v1/status"}[i%2]
 			return strings.Repeat("GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n", 20)
 		})
 	}},
-	{"answers that are not taken", func(a *abuse) {
+	{"answers that are not taken", "", func(a *abuse) {
 		a.crowd(a.node.addrs.RESP, crowdSize, false, same(strings.Repeat("COMMAND\r\nINFO\r\n", 400)))
 	}},
-	{"scans that are not taken", func(a *abuse) {
+	{"scans that are not taken", "", func(a *abuse) {
 		a.crowd(a.node.addrs.HTTP, crowdSize, false, same(strings.Repeat("GET /v1/scan HTTP/1.1\r\nHost: x\r\n\r\n", 20)))
 	}},
-	{"pages that are not taken", func(a *abuse) {
+	{"pages that are not taken", "", func(a *abuse) {
 		a.crowd(a.node.addrs.RESP, crowdSize, false, same(strings.Repeat("SCAN 0 COUNT 10000\r\n", 400)))
 	}},
 }
@@ -156,14 +160,14 @@ func randomBytes(n int) string {
 // TestAbuse does everything that strangers and clients can do to take a node's memory,
 // and has others use the node meanwhile.
 func TestAbuse(t *testing.T) {
-	if testing.Short() {
-		t.Skip("opens thousands of connections")
+	if testing.Short() || raceDetector {
+		t.Skip("opens thousands of connections, and measures memory")
 	}
 	if _, err := os.Stat("/proc/self/status"); err != nil || runtime.GOOS != "linux" {
 		t.Skip("measures memory in /proc")
 	}
 	ca := trusttest.New(t)
-	node := startChild(t, ca.Node(t, trust.RoleManager, "m1"))
+	node := startChild(t, ca)
 	config := func(name string) *tls.Config {
 		return ca.Open(t, trust.RoleClientWrite, name).ClientConfig(trust.Want("m1", trust.RoleManager))
 	}
@@ -179,6 +183,7 @@ func TestAbuse(t *testing.T) {
 				before = node.rest(t)
 				return before < calm+maxExtraMemory/2
 			})
+			refused := good.refused(t, tt.counted)
 			stop := node.peak(t)
 			working, enough := context.WithTimeout(t.Context(), patience)
 			var wg sync.WaitGroup
@@ -193,6 +198,9 @@ func TestAbuse(t *testing.T) {
 				len(a.conns), float64(extra)/(1<<20), float64(before)/(1<<20), good.done.Load(), good.slowest)
 			if extra > maxExtraMemory {
 				t.Errorf("it cost %d bytes of memory, more than %d", extra, maxExtraMemory)
+			}
+			if tt.counted != "" {
+				eventually(t, "it is counted", func() bool { return good.refused(t, tt.counted) > refused })
 			}
 		})
 	}
@@ -260,6 +268,26 @@ func (g *goodClient) work(t *testing.T, ctx context.Context) {
 			g.done.Add(1)
 		}
 	}
+}
+
+// refused returns how many refusals the node has counted for a reason.
+func (g *goodClient) refused(t *testing.T, why trust.Reason) (sum float64) {
+	t.Helper()
+	resp, err := g.http.Get(g.base + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for in := bufio.NewScanner(resp.Body); in.Scan(); {
+		if series, value, _ := strings.Cut(in.Text(), " "); strings.HasPrefix(series, "qs_edge_refused_total{") && strings.Contains(series, fmt.Sprintf("reason=%q", why)) {
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += n
+		}
+	}
+	return sum
 }
 
 func (g *goodClient) request(ctx context.Context, method, path, body string) error {

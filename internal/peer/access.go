@@ -1,10 +1,11 @@
 package peer
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +17,7 @@ import (
 type caller struct {
 	id    trust.Identity // as the connection's certificate says; zero without one
 	local bool           // over the Unix socket, which its file's mode guards
+	addr  string         // of the other end
 }
 
 func callerOf(c net.Conn) caller {
@@ -23,12 +25,24 @@ func callerOf(c net.Conn) caller {
 		return caller{local: true}
 	}
 	id, _ := trust.PeerOf(c)
-	return caller{id: id}
+	return caller{id: id, addr: c.RemoteAddr().String()}
 }
 
 func callerOfRequest(r *http.Request) caller {
 	id, _ := trust.FromState(r.TLS)
-	return caller{id: id}
+	return caller{id: id, addr: r.RemoteAddr}
+}
+
+// String names the caller in the log: an identity, or else a host.
+func (c caller) String() string {
+	if name := c.holder(); name != "" {
+		return name
+	}
+	host, _, err := net.SplitHostPort(c.addr)
+	if err != nil {
+		return c.addr
+	}
+	return host
 }
 
 // holder names the caller where shares are kept apart. Those without a
@@ -76,25 +90,39 @@ func (a *access) lease(c caller) lease {
 
 // check returns a *forbiddenError if the caller's role may not do that. On a node
 // that speaks TLS a caller without an identity may do nothing.
-func (a *access) check(listener string, c caller, v trust.Verb) error {
+func (a *access) check(c caller, v trust.Verb) error {
 	if !a.tls || c.local || c.id.Role.May(v) {
 		return nil
 	}
-	err := &forbiddenError{c.id, v}
-	a.refused(listener, trust.WrongRole, c.id.String(), err)
-	return err
+	return &forbiddenError{c.id, v}
 }
 
-// tooFast is the reason label of refusals for a caller's rate.
-const tooFast trust.Reason = "too_fast"
+// Why clients are refused, or cut off, besides what package trust and package edge find.
+const (
+	tooFast   trust.Reason = "too_fast"  // ClientLimits.Rate
+	tooSlow   trust.Reason = "too_slow"  // see pace
+	busy      trust.Reason = "busy"      // ClientLimits.Memory, or no place for a scan or a report
+	malformed trust.Reason = "malformed" // what is no request, or not complete in time
+)
 
-// pass returns once it is the caller's turn, or a *rateError.
-func (a *access) pass(ctx context.Context, listener string, c caller) error {
-	err := a.rates.wait(ctx, c)
-	if is[*rateError](err) {
-		a.refused(listener, tooFast, c.id.String(), err)
+// tell counts and logs that a caller was refused or cut off, if err is a reason for that.
+func (a *access) tell(listener string, c caller, err error) {
+	var why trust.Reason
+	switch {
+	case is[*forbiddenError](err):
+		why = trust.WrongRole
+	case is[*rateError](err):
+		why = tooFast
+	case is[*busyError](err):
+		why = busy
+	case is[*protocolError](err):
+		why = malformed
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		why = tooSlow
+	default:
+		return
 	}
-	return err
+	a.refused(listener, why, c.String(), err)
 }
 
 // forbiddenError refuses what the caller's role may not do.

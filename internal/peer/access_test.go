@@ -2,7 +2,6 @@ package peer
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -434,11 +433,22 @@ func TestNoIdentityNoRights(t *testing.T) {
 	a := testAccess(reg)
 	a.tls = true
 	for _, v := range trust.Verbs() {
-		if a.check(listenerHTTP, caller{}, v) == nil {
+		if a.check(caller{}, v) == nil {
 			t.Errorf("may %s", v)
 		}
 	}
-	if err := a.pass(context.Background(), listenerHTTP, caller{}); err != nil {
-		t.Error(err)
+}
+
+// TestWriterOverTLS asks a worker to write: it names the writer's URL, of https.
+func TestWriterOverTLS(t *testing.T) {
+	s := startSecured(t, nil)
+	seq := s.put("a", "1")
+	w := startNode(t, "w1", gossip.Worker, s.testNode)
+	w.caughtUp(seq)
+	a := w.do(http.MethodPut, "/v1/kv/a", strings.NewReader("2"))
+	var e errorBody
+	a.json(t, &e)
+	if want := "https://" + s.p.Addrs().HTTP; a.code != http.StatusMisdirectedRequest || e.Writer != want {
+		t.Errorf("%d %s, want %s", a.code, a.body, want)
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/gossip"
-	"github.com/qs-peer/qs-peer/internal/signing/signingtest"
 	"github.com/qs-peer/qs-peer/internal/trust"
+	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 )
 
 // childEnv makes the test's binary run a manager: childOptions in JSON.
@@ -67,10 +67,10 @@ func runChild(text string) error {
 }
 
 // startChild runs a manager with the settings of Go's memory that qs-peer runs with.
-func startChild(t *testing.T, tls trust.Files) *child {
+func startChild(t *testing.T, ca *trusttest.Authority) *child {
 	t.Helper()
-	keys := signingtest.New(t, "m1")
-	text, err := json.Marshal(childOptions{t.TempDir(), tls, keys.Trusted, keys.Path("m1")})
+	o := newNode(t, "m1", gossip.Manager).secure(ca).o
+	text, err := json.Marshal(childOptions{o.Data, o.TLS, o.TrustedKeys, o.SigningKey})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,7 +48,8 @@ type limitBody struct {
 }
 
 // fail answers a request with err.
-func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (a *api) fail(w *response, r *http.Request, err error) {
+	w.tell(err)
 	code := statusCode(err)
 	if code == http.StatusInternalServerError {
 		a.logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)

@@ -44,7 +44,7 @@ const (
 	// minMemory has room for one such request, while it grows, of one identity.
 	minMemory = 32 << 20
 	// maxReports bounds how many reports are under way at once, and a share of it.
-	maxReports, reportShare = 8, 4
+	maxReports, reportShare = 4, 2
 	// maxScans bounds how many scans hold a read transaction at once.
 	maxScans, scanShare = 64, 16
 	// placePatience is how long a report or a scan waits for a place.

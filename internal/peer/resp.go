@@ -181,6 +181,7 @@ func (c *respConn) serve() {
 		c.lease.begin()
 		req, err := in.next()
 		if err != nil {
+			c.tell(err)
 			if bad, ok := errors.AsType[*protocolError](err); ok {
 				c.out = respFailure(c.out, "ERR "+bad.Error())
 				_ = c.flush()
@@ -229,6 +230,7 @@ func (c *respConn) flush() error {
 		chunk := rest[:min(len(rest), writeChunk)]
 		n, err := p.move(c.conn.SetWriteDeadline, func() (int, error) { return c.conn.Write(chunk) })
 		if err != nil {
+			c.tell(err)
 			return err
 		}
 		rest = rest[n:]
@@ -258,6 +260,7 @@ func (c *respConn) dispatch(req *respRequest) {
 	outcome := "ok"
 	if err != nil {
 		outcome = "error"
+		c.tell(err)
 		if c.tx != nil && name != "EXEC" {
 			c.spoil()
 		}
@@ -272,16 +275,25 @@ func upper(word []byte) string {
 	return strings.ToUpper(string(word[:min(len(word), maxQuoted)]))
 }
 
+// tell counts what is a refusal.
+func (c *respConn) tell(err error) {
+	listener := listenerRESP
+	if c.caller.local {
+		listener = listenerRESPUnix
+	}
+	c.server.access.tell(listener, c.caller, err)
+}
+
 // run runs a command, or queues it. cmd is nil if there is none of that name.
 func (c *respConn) run(name string, cmd *respCommand, req *respRequest) (queued bool, err error) {
 	access := c.server.access
-	if err := access.pass(c.server.ctx, listenerRESP, c.caller); err != nil {
+	if err := access.rates.wait(c.server.ctx, c.caller); err != nil {
 		return false, err
 	}
 	if cmd == nil {
 		return false, respErrorf("ERR unknown command '%.64s'", req.args[0])
 	}
-	if err := access.check(listenerRESP, c.caller, cmd.verb); err != nil {
+	if err := access.check(c.caller, cmd.verb); err != nil {
 		return false, err
 	}
 	switch {

@@ -132,7 +132,7 @@ func (r *respReader) array(n int) (*respRequest, error) {
 			_, err = io.CopyN(io.Discard, r, size)
 		}
 		if err != nil {
-			return nil, inFrame(err)
+			return nil, errors.Join(inFrame(err), req.refused)
 		}
 		var end [2]byte
 		if _, err := io.ReadFull(r, end[:]); err != nil {

@@ -18,7 +18,7 @@ const (
 	// maxScanCount bounds the keys of one SCAN answer, and maxScanBytes their bytes: a
 	// page may be shorter than was asked for.
 	maxScanCount = 10_000
-	maxScanBytes = 32 << 10
+	maxScanBytes = 16 << 10
 )
 
 // cursors turns the keys at which scans go on into numbers, because clients
@@ -82,7 +82,8 @@ func (c *respConn) scan(args [][]byte) error {
 	if err := c.lease.take(c.server.ctx, room); err != nil {
 		return err
 	}
-	var page, more []byte
+	page := make([]byte, 0, room)
+	var more []byte
 	keys := 0
 	err = c.server.reads.view(func(tx *lmdbstore.Tx) error {
 		return tx.Scan(rng, func(key, _ []byte) error {
@@ -111,6 +112,7 @@ func (c *respConn) scan(args [][]byte) error {
 	if more != nil {
 		next = c.server.cursors.put(more)
 	}
+	c.out = slices.Grow(c.out, len(page)+4*replyCost)
 	c.out = respArray(c.out, 2)
 	c.out = respBulk(c.out, strconv.FormatUint(next, 10))
 	c.out = respArray(c.out, keys)

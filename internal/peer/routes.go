@@ -106,9 +106,9 @@ func (a *api) authorized(m methods) func(*response, *http.Request) {
 		if !ok {
 			e = endpoint{trust.VerbStatus, m.refuse}
 		}
-		err := a.access.pass(r.Context(), listenerHTTP, w.caller)
+		err := a.access.rates.wait(r.Context(), w.caller)
 		if err == nil {
-			err = a.access.check(listenerHTTP, w.caller, e.verb)
+			err = a.access.check(w.caller, e.verb)
 		}
 		if err != nil {
 			a.fail(w, r, err)
@@ -145,14 +145,14 @@ func (a *api) reporting(serve func(*response, *http.Request)) func(*response, *h
 func (a *api) instrument(m *httpMetrics, route string, serve func(*response, *http.Request)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		begin := time.Now()
-		rec := &response{ResponseWriter: w, control: http.NewResponseController(w), code: http.StatusOK, caller: callerOfRequest(r)}
+		rec := &response{ResponseWriter: w, control: http.NewResponseController(w), code: http.StatusOK, access: a.access, caller: callerOfRequest(r)}
 		rec.lease = a.access.lease(rec.caller)
 		defer func() {
 			rec.lease.close()
 			m.observe(route, methodLabel(r.Method), rec.code, time.Since(begin))
 		}()
 		if r.ContentLength != 0 {
-			body := &pacedBody{ReadCloser: r.Body, control: rec.control}
+			body := &pacedBody{ReadCloser: r.Body, response: rec}
 			body.begin()
 			r.Body = body
 		}
@@ -175,6 +175,7 @@ type response struct {
 	http.ResponseWriter
 	control *http.ResponseController
 	code    int
+	access  *access
 	caller  caller
 	lease   lease
 	pace    pace
@@ -193,8 +194,12 @@ func (w *response) Write(p []byte) (n int, err error) {
 		n += m
 		p = p[m:]
 	}
+	w.tell(err)
 	return n, err
 }
+
+// tell counts what is a refusal.
+func (w *response) tell(err error) { w.access.tell(listenerHTTP, w.caller, err) }
 
 // FlushError sends what is buffered; http.ResponseController finds it.
 func (w *response) FlushError() error {
@@ -216,9 +221,9 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // the handler does not read to the end: the server does then, before it answers.
 type pacedBody struct {
 	io.ReadCloser
-	control *http.ResponseController
-	pace    pace
-	over    bool
+	response *response
+	pace     pace
+	over     bool
 }
 
 // begin sets the deadline for a body that the handler does not look at.
@@ -233,10 +238,11 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 		b.over = true
 		_ = b.setDeadline(time.Time{})
 	}
+	b.response.tell(err)
 	return n, err
 }
 
 func (b *pacedBody) setDeadline(t time.Time) error {
-	_ = b.control.SetReadDeadline(t)
+	_ = b.response.control.SetReadDeadline(t)
 	return nil
 }

@@ -129,9 +129,11 @@ func (ls *listeners) close() error {
 
 // serveHTTP serves h on ln until stop is called, which lets requests finish
 // until its context ends, and then cuts them off.
-func serveHTTP(ln net.Listener, h http.Handler, logger *slog.Logger) (stop func(context.Context) error) {
+func serveHTTP(ln net.Listener, h http.Handler, a *access, logger *slog.Logger) (stop func(context.Context) error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	srv := newServer(ctx, h, logger)
+	watch := &connWatch{tell: func(c caller, err error) { a.tell(listenerHTTP, c, err) }}
+	watch.on(srv)
 	served := serve(srv, ln)
 	return func(grace context.Context) error {
 		defer cancel()

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
 // pipeListener hands out one connection, without a socket, so that time can be
@@ -94,12 +96,15 @@ func TestHTTPStall(t *testing.T) {
 				begin, took := time.Now(), time.Duration(0)
 				handled := make(chan struct{})
 				reg := prometheus.NewRegistry()
-				h := (&api{access: testAccess(reg)}).instrument(newHTTPMetrics(reg), "x", func(w *response, r *http.Request) {
+				access := testAccess(reg)
+				var refused []trust.Reason
+				access.refused = func(_ string, why trust.Reason, _ string, _ error) { refused = append(refused, why) }
+				h := (&api{access: access}).instrument(newHTTPMetrics(reg), "x", func(w *response, r *http.Request) {
 					defer close(handled)
 					err = tt.handle(w, r)
 					took = time.Since(begin)
 				})
-				stop := serveHTTP(ln, h, slog.New(slog.DiscardHandler))
+				stop := serveHTTP(ln, h, access, slog.New(slog.DiscardHandler))
 				var client sync.WaitGroup
 				client.Go(func() { tt.client(near) })
 				<-handled
@@ -110,6 +115,9 @@ func TestHTTPStall(t *testing.T) {
 				client.Wait()
 				if err := stop(context.Background()); err != nil {
 					t.Error(err)
+				}
+				if cutOff := tt.want != nil; cutOff != (len(refused) > 0) && tt.name != "sends half a body that is not read" || cutOff && refused[0] != tooSlow {
+					t.Errorf("counted %v", refused)
 				}
 			})
 		})

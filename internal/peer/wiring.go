@@ -228,7 +228,7 @@ func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() 
 		},
 		status: w.replica.Status, progress: w.progress, health: health, access: access, logger: w.logger("http"),
 	}
-	w.stop.add("stop HTTP server", serveHTTP(w.ls.take(&w.ls.http), api.handler(w.reg), w.logger("http")))
+	w.stop.add("stop HTTP server", serveHTTP(w.ls.take(&w.ls.http), api.handler(w.reg), access, w.logger("http")))
 
 	resp := newRESPServer(reads, publish.writer, access, w.o, w.reg, w.logger("resp"))
 	w.stop.add("stop RESP server", resp.stop)
