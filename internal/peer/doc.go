@@ -44,17 +44,22 @@
 // is the lower one, also with reverse=true.
 //
 // Writes to a node that is not the writer are 421 {"error":…,"writer":"http://…"}
-// (without writer while none is known), as is minting on a worker. Over-limit
-// keys, values and entries are 413 with which limit was passed
-// ("limit":{what,got,min,max}, in bytes, but for what "number of operations", of
-// which a transaction has 1,048,576 at most); malformed requests 400. Reads on a node
-// that holds nothing it may serve are 503 {"error":…,"state":…}. A write is
+// (https with TLS; without writer while none is known), as is minting on a worker.
+// Over-limit keys, values and transactions are 413 with which limit was passed
+// ("limit":{what,got,min,max}, in bytes; a transaction has 18 MiB, each operation
+// counting 96 bytes more than its key and value); malformed requests 400. Reads on a
+// node that holds nothing it may serve are 503 {"error":…,"state":…}. A write is
 // answered once its entry is on stable storage in the log and applied here, so
 // that a following read sees it. Half a body is 400 and writes nothing.
 //
-// A client that neither sends nor takes anything for 30 s is cut off, so that
-// none holds a read transaction: a scan has to be read at 2 KiB/s at least, and
-// is cut off after 15 minutes, because its state keeps the file from reusing pages.
+// With TLS the caller is who the certificate says, and each endpoint takes a right
+// (routes.go): without it the answer is 403 {"error":…,"role":…,"roles":[those that may]}.
+// More requests than ClientLimits.Rate are 429; 503 with Retry-After is for what finds
+// no memory or place that clients share.
+//
+// A client that neither sends nor takes anything for 30 s, or less than 64 KiB/s on
+// average after that, is cut off, so that none holds memory or a read transaction; a
+// scan also after 15 minutes, because its state keeps the file from reusing pages.
 //
 // Progress is {infohash, total, done (bytes; those found on disk included), pieces,
 // pieces_done, from: {managers, own_colo, other_colos: {bytes, pieces}}, wasted
@@ -67,7 +72,8 @@
 // RESP2 (https://redis.io/docs/latest/develop/reference/protocol-spec/): GET
 // MGET EXISTS STRLEN SCAN SET DEL MSET MULTI EXEC DISCARD PING ECHO QUIT INFO
 // COMMAND SELECT. Writes are answered as over HTTP, in Redis's words: -READONLY
-// on a node that is not the writer, -LOADING while reads may not be served. SET
+// on a node that is not the writer, -LOADING while reads may not be served, -NOPERM
+// for what the role may not (respcmd.go), -TRYAGAIN for 429 and 503. SET
 // takes no options. SCAN takes MATCH prefix* and COUNT and returns keys in key
 // order; a cursor is a number that stands for a key on the node that made it,
 // which remembers the last 4096. INFO tells the entry of the connection's last
