@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
@@ -12,7 +13,7 @@ import (
 
 const (
 	// staleReady is how long a restarted or rebuilt node that can not catch up waits before
-	// it serves what it has.
+	// it serves what it has, if others claim to have more.
 	staleReady = 10 * time.Second
 	// mendEvery is the least time between two new beginnings of a damaged log.
 	mendEvery = time.Minute
@@ -265,6 +266,7 @@ func (l *life) needRebuild(ctx context.Context, out outcome) {
 // take continues with a new generation: the log begins anew at its position.
 func (l *life) take(ctx context.Context, g Generation, from Offer) error {
 	l.prepared, l.source = g, from
+	l.moved = time.Now() // from here on it is to catch up
 	l.stopApply()
 	id, pos := g.Position()
 	if err := l.reset(ctx, id, pos); err != nil {
@@ -336,10 +338,22 @@ func (l *life) judge(ctx context.Context) error {
 		l.startApply(ctx)
 	}
 	if l.prepared == nil && !l.ready {
-		stale := l.whole() && l.progress == l.c.Log.Head() && time.Since(l.moved) > staleReady
+		stale := l.whole() && l.progress == l.c.Log.Head() && (l.level() || time.Since(l.moved) > staleReady)
 		l.ready = caughtUp || stale
 	}
 	return nil
+}
+
+// level reports whether this copy, which was made of a snapshot, is as far as everybody
+// in reach claims to be. Where the log is signed nobody but the writer can prove more,
+// and it may have died meanwhile. A copy from before a restart is not asked so: it may
+// not know everybody yet.
+func (l *life) level() bool {
+	all, err := l.mine()
+	if err != nil || len(all) == 0 || l.source.Pos.IsZero() {
+		return false
+	}
+	return !slices.ContainsFunc(all, func(u Upstream) bool { return u.Head.Seq > l.progress.Seq })
 }
 
 // whole reports whether what is served was a state that somebody served before,

@@ -190,9 +190,21 @@ func TestScenarios(t *testing.T) {
 		}},
 		{"rebuilt when nobody is left who knows where the log ends", func(t *testing.T, w *world) {
 			m := w.addWriter("m", h[:2000], 1)
+			m.offers, m.unreachable = []int{1900}, true // and claims to have more
+			s := w.boot()
+			s.until("rebuilt", 30*time.Second, func(st Status) bool { return st.Applied.Seq == 1900 || st.State == CatchingUp })
+			s.always("not ready yet", staleReady/2, func(st Status) bool { return !st.Ready })
+			s.until("ready", staleReady, ready)
+			if st := s.r.Status(); st.Applied.Seq != 1900 || st.Rebuilds != 1 || st.State != Serving {
+				t.Errorf("status %+v", st)
+			}
+		}},
+		{"rebuilt when nobody claims to have more", func(t *testing.T, w *world) {
+			m := w.addWriter("m", h[:1900], 1)
 			m.offers, m.unreachable = []int{1900}, true
 			s := w.boot()
-			s.until("ready", 30*time.Second, ready)
+			s.until("rebuilt", 30*time.Second, func(st Status) bool { return st.Applied.Seq == 1900 || st.State == CatchingUp })
+			s.until("ready", 2*time.Second, ready)
 			if st := s.r.Status(); st.Applied.Seq != 1900 || st.Rebuilds != 1 || st.State != Serving {
 				t.Errorf("status %+v", st)
 			}

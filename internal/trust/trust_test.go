@@ -64,7 +64,7 @@ func FuzzParseIdentity(f *testing.F) {
 // meet makes a connection with a server's and a client's configuration, and sends a
 // byte from the server to the client. It returns each side's error and the identity
 // that the server saw.
-func meet(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, seen trust.Identity) {
+func meet(t *testing.T, server, client *tls.Config) (seen trust.Identity, serverErr, clientErr error) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -103,7 +103,7 @@ func meet(t *testing.T, server, client *tls.Config) (serverErr, clientErr error,
 	}
 	c.Close()
 	<-done
-	return serverErr, clientErr, seen
+	return seen, serverErr, clientErr
 }
 
 func TestHandshake(t *testing.T) {
@@ -160,7 +160,7 @@ func TestHandshake(t *testing.T) {
 		"wants the manager": {good.ClientConfig(trust.Want("m1", trust.RoleManager)), ""},
 	} {
 		t.Run("server/"+name, func(t *testing.T) {
-			serverErr, clientErr, seen := meet(t, server.ServerConfig(), test.client)
+			seen, serverErr, clientErr := meet(t, server.ServerConfig(), test.client)
 			if test.want == "" {
 				if serverErr != nil || clientErr != nil || seen != worker {
 					t.Fatalf("server: %v, client: %v, seen %v", serverErr, clientErr, seen)
@@ -176,7 +176,7 @@ func TestHandshake(t *testing.T) {
 		})
 	}
 	t.Run("the refused client learns it", func(t *testing.T) {
-		_, clientErr, _ := meet(t, theirs.Open(t, trust.RoleManager, "m1").ServerConfig(), raw(ours.Issue(t, t.TempDir(), worker, hour)))
+		_, _, clientErr := meet(t, theirs.Open(t, trust.RoleManager, "m1").ServerConfig(), raw(ours.Issue(t, t.TempDir(), worker, hour)))
 		if got := trust.ReasonOf(clientErr); got != trust.Refused {
 			t.Errorf("client: %v, reason %q", clientErr, got)
 		}
@@ -193,7 +193,7 @@ func TestHandshake(t *testing.T) {
 		"plain text":      {nil, nil, trust.NotTLS},
 	} {
 		t.Run("client/"+name, func(t *testing.T) {
-			_, clientErr, _ := meet(t, test.server, good.ClientConfig(test.check))
+			_, _, clientErr := meet(t, test.server, good.ClientConfig(test.check))
 			if got := trust.ReasonOf(clientErr); clientErr == nil || got != test.want {
 				t.Errorf("client: %v, reason %q; want %q", clientErr, got, test.want)
 			}
