@@ -154,9 +154,11 @@ func (c *child) peak(t *testing.T) (stop func() int64) {
 			}
 		}
 	})
-	return func() int64 {
+	stop = sync.OnceValue(func() int64 {
 		close(done)
 		wg.Wait()
 		return most
-	}
+	})
+	t.Cleanup(func() { stop() })
+	return stop
 }
