@@ -296,6 +296,10 @@ func TestLiarInAFleet(t *testing.T) {
 			for i := range 39 {
 				m1.put("k", fmt.Sprint(i))
 			}
+			// What it signs after a start is its last entry, for sure.
+			m1.stop()
+			m1.start()
+			eventually(t, "the last entry is signed", func() bool { return m1.metric("qs_heads_signed_total") != "0" })
 			m1.stop()
 			data := filepath.Join(t.TempDir(), "copy")
 			copyData(t, data, m1.o.Data)
