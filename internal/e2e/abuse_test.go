@@ -52,8 +52,7 @@ var attacks = []attack{
 	{"random bytes", nil, 50, func(ctx context.Context, c net.Conn, _ *trust.Credentials) {
 		_, _ = io.CopyN(c, rand.Reader, 1<<20)
 	}},
-	// Ten thousand of these at one listener: TestFloods of internal/edge.
-	{"a record of 16 KiB that never ends", nil, 120, func(ctx context.Context, c net.Conn, _ *trust.Credentials) {
+	{"a record of 16 KiB that never ends", nil, 200, func(ctx context.Context, c net.Conn, _ *trust.Credentials) {
 		_, _ = c.Write([]byte{22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc})
 		_, _ = c.Write(make([]byte, 16000))
 		_, _ = c.Read(make([]byte, 1))
