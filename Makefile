@@ -5,10 +5,14 @@ GO      ?= go
 BIN     := bin/qs-peer
 # The LMDB bindings compile LMDB's C sources, whose warnings are not ours.
 export CGO_CFLAGS ?= -O2 -g -w
+# What the torrent library would bring along and nothing here uses, piece completion in
+# SQLite and Bolt and a uTP in C++: it would be compiled longer than all the rest.
+TAGS := nosqlite,noboltdb,disable_libutp
+export GOFLAGS := $(filter-out -tags=%,$(shell $(GO) env GOFLAGS)) -tags=$(TAGS)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 FUZZTIME ?= 30s
 
-.PHONY: all build demo test check e2e e2e-full bench bench-swarm bench-sim fuzz setup setup-test clean
+.PHONY: all build demo test check fleets e2e e2e-full torture torture-short bench bench-swarm bench-sim fuzz setup setup-test clean
 
 all: build
 
@@ -16,9 +20,10 @@ all: build
 setup:
 	@.ci/setup gcc:gcc /usr/include/stdlib.h:libc6-dev
 
-# What the tests need besides: a stock BitTorrent client and LMDB's own tools.
+# What the tests need besides: a stock BitTorrent client, LMDB's own tools, and
+# strace, which makes system calls fail.
 setup-test: setup
-	@.ci/setup aria2c:aria2 mdb_dump:lmdb-utils
+	@.ci/setup aria2c:aria2 mdb_dump:lmdb-utils strace:strace
 
 build: setup
 	$(GO) build -o $(BIN) ./cmd/qs-peer
@@ -29,12 +34,25 @@ demo: build
 
 # Everything that must hold: static checks, all tests with the race detector,
 # LMDB's other binding, and the end-to-end run on the smaller real data.
+#
+# GOTEST leaves out go vet, which has run by then.
+GOTEST = $(GO) test -vet=off
+# Most tests wait most of the time, so more packages than there are cores run at once, those
+# that take longest first. Not with them: what fleets runs, what has but one goroutine,
+RACE = ./internal/peer ./cmd/qs-peer ./p2p ./lmdbstore/... \
+	$$($(GO) list ./... | grep -v -e '/internal/e2e' $(SINGLE:./%=-e '/%$$'))
+SINGLE := ./bench/sim ./p2p/graph
+# and the tests of p2p that hold shares and rates in real time. No other package has tests of
+# these names.
+ALONE := ^Test(RepairBeforeRebuild|PiecesWithinBudget|FirstCopies|CopiesPerColo|OwnColoFirst|HolderStops|ManagerLeavesAfterOneCopy|SeederLeavesAfterOneCopy)$$
 test: setup-test check
-	$(GO) test -race -timeout 15m $$($(GO) list ./... | grep -v '/p2p$$')
-	$(GO) test -race -timeout 15m ./p2p # alone: it holds shares and rates in real time
-	$(GO) test -run 'Flood|Storm|Rate' ./internal/edge # bars on memory and time, without the race detector
+	$(GOTEST) $(SINGLE)
+	$(GOTEST) -race -p 4 -timeout 15m -skip '$(ALONE)' $(RACE)
+	$(GOTEST) -race -run '$(ALONE)' ./p2p
+	$(GOTEST) -run 'Flood|Storm|Rate' ./internal/edge # bars on memory and time, without the race detector
+	$(GOTEST) -run 'Abuse' ./internal/peer # the same
 	$(GO) test -tags lmdb_bmatsuo ./lmdbstore/...
-	$(MAKE) --no-print-directory e2e
+	$(MAKE) --no-print-directory fleets
 
 check: setup
 	@fmt=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); \
@@ -42,13 +60,29 @@ check: setup
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
+# What e2e and torture-short run, at once: real processes wait most of the time.
+fleets: setup-test build
+	QS_E2E=short QS_PEER=$(CURDIR)/$(BIN) $(GOTEST) -count=1 -v -timeout 20m -p 3 -parallel 6 ./internal/e2e/... ./bench/torture
+
 # Real processes, Debian's package index: two managers, eight workers.
 e2e: setup-test build
-	QS_E2E=short QS_PEER=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 20m ./internal/e2e
+	QS_E2E=short QS_PEER=$(CURDIR)/$(BIN) $(GOTEST) -count=1 -v -timeout 20m -parallel 6 ./internal/e2e/...
 
 # The same with every stanza of the index and millions of small pairs.
 e2e-full: setup-test build
-	QS_E2E=full QS_PEER=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 60m ./internal/e2e
+	QS_E2E=full QS_PEER=$(CURDIR)/$(BIN) $(GO) test -count=1 -v -timeout 60m ./internal/e2e/...
+
+# Fleets of real processes are hurt, and what their clients saw is checked: a few faults of
+# each kind, and as many as docs/faults.md tells of (about 15 minutes). Those of the
+# network need root.
+torture-short: build
+	QS_PEER=$(CURDIR)/$(BIN) $(GOTEST) -parallel 3 -run '^TestCampaigns$$' -count=1 -v -timeout 10m ./bench/torture
+
+torture: build
+	$(BIN) bench kill --count 1000 --fleets 3
+	$(BIN) bench damage --count 300 --fleets 2
+	$(BIN) bench net --count 200 --fleets 2
+	$(GO) test -count=1 -v -timeout 30m ./internal/powercut -args -cuts 1000
 
 # The figures of docs/bench.md, in `go test -bench` format: about five minutes.
 # First what spans packages, with real processes, then single packages.
@@ -58,7 +92,8 @@ bench: setup-test build
 	$(BENCH) -bench '^BenchmarkCatchUp$$' -benchtime 1x ./bench
 	QS_PEER=$(CURDIR)/$(BIN) $(BENCH) -bench '^BenchmarkRebuild$$' -benchtime 1x ./bench
 	$(BENCH) -bench '^Benchmark(Append|Read)$$' ./txlog
-	$(BENCH) -bench '^Benchmark(Get|Apply|BarePuts)$$' ./lmdbstore
+	$(BENCH) -bench '^Benchmark(Get|Apply|BarePuts|Open)$$' ./lmdbstore
+	$(BENCH) -bench '^BenchmarkScrub$$' -benchtime 30x ./lmdbstore
 	$(BENCH) -bench '^Benchmark(Stream|Swarm8)$$' -benchtime 1x ./p2p
 
 # How fast a colo of empty workers is rebuilt, on links of given rates: writes

@@ -11,9 +11,9 @@ import (
 
 const (
 	// Four pairs of these sizes fill a page of LMDB (4096 bytes, 16 of header;
-	// a pair takes 8 bytes of its own, 2 in the page's index and 1 of ours).
+	// a pair takes 8 bytes of its own, 2 in the page's index and 5 of ours).
 	loadKey   = 22
-	loadValue = 4080/4 - loadKey - 8 - 2 - 1
+	loadValue = 4080/4 - loadKey - 8 - 2 - 5
 	// branches is the share of a snapshot's pages that hold keys only.
 	branches = 0.009
 	// perEntry is how many pairs are put at a time.

@@ -36,7 +36,7 @@ import (
 )
 
 // MaxFacts is the largest encoded record, in bytes: it must fit a datagram.
-const MaxFacts = 1200
+const MaxFacts = 1232
 
 // MaxSnapshots is how many announcements a record carries, the newest first.
 const MaxSnapshots = 3
@@ -70,10 +70,13 @@ type Facts struct {
 	State       string    // of the replica: joining, bootstrapping, catching-up, serving, …
 	Applied     txlog.Pos // what reads see
 	AppliedTime time.Time // the writer's clock in the entry at Applied
-	Head        txlog.Pos // the end of the node's own log
-	HeadTime    time.Time
-	LogFirst    uint64 // the first seq that the node can stream
-	Snapshots   []Announcement
+	// AppliedDigest is of the pairs at Applied; zero also if the node's software
+	// says nothing of it.
+	AppliedDigest [32]byte
+	Head          txlog.Pos // the end of the node's own log
+	HeadTime      time.Time
+	LogFirst      uint64 // the first seq that the node can stream
+	Snapshots     []Announcement
 
 	Progress   float64  // of the bootstrap, 0 to 1
 	Fetching   [20]byte // infohash of the snapshot being fetched; zero: none
@@ -267,7 +270,8 @@ func (g *Gossip) Update(change func(*Facts)) error {
 }
 
 // Members returns everybody, this node first, then by name. A member that was
-// not heard yet has a name only.
+// not heard yet has a name only. The list is the same for all callers until something
+// changes: they do not write to it.
 func (g *Gossip) Members() []Member { return g.view.list() }
 
 // Changed returns a channel that is closed at the next change of any member's

@@ -70,8 +70,11 @@ func (v version) less(o version) bool {
 }
 
 // The first byte of a record. A decoder skips versions that it does not know:
-// they come from newer software in the same fleet.
-const recordVersion = 1
+// they come from newer software in the same fleet. Version 1 has no digest.
+const (
+	recordVersion = 2
+	withoutDigest = 1
+)
 
 // maxIncarnation leaves room above every incarnation that can be heard.
 const maxIncarnation = math.MaxInt64
@@ -92,14 +95,14 @@ const (
 // The encoding, little-endian, integers of fixed size, strings with a length
 // byte before them:
 //
-//	version u8 = 1
+//	version u8 = 2
 //	incarnation u64, counter u64
 //	flags u8: 1 writer, 2 leaving
 //	name, gossip address, role, colo, software version
 //	swarm address, peer address, HTTP address
 //	dataset 16 bytes
 //	state
-//	applied: seq u64, hash 32 bytes, time i64
+//	applied: seq u64, hash 32 bytes, time i64, digest 32 bytes
 //	head: seq u64, hash 32 bytes, time i64
 //	first seq of the log u64
 //	progress f64, from 0 to 1
@@ -180,6 +183,7 @@ func (r *record) encode() error {
 	text(textField{"state", &f.State, maxState})
 	b = appendPos(b, f.Applied)
 	b = appendTime(b, f.AppliedTime)
+	b = append(b, f.AppliedDigest[:]...)
 	b = appendPos(b, f.Head)
 	b = appendTime(b, f.HeadTime)
 	b = binary.LittleEndian.AppendUint64(b, f.LogFirst)
@@ -221,7 +225,7 @@ func decodeRecord(b []byte) (record, error) {
 	if b[0] > recordVersion {
 		return record{}, fmt.Errorf("%w: %d", errNewerRecord, b[0])
 	}
-	if b[0] != recordVersion {
+	if b[0] < withoutDigest {
 		return record{}, fmt.Errorf("record version %d is unknown", b[0])
 	}
 	raw := append([]byte(nil), b...)
@@ -237,6 +241,9 @@ func decodeRecord(b []byte) (record, error) {
 	f.State = d.text("state", maxState)
 	f.Applied = d.pos()
 	f.AppliedTime = d.time()
+	if raw[0] > withoutDigest {
+		copy(f.AppliedDigest[:], d.take(len(f.AppliedDigest)))
+	}
 	f.Head = d.pos()
 	f.HeadTime = d.time()
 	f.LogFirst = d.u64()

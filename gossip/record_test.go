@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ func fullRecord(name string) record {
 			Role: Role(long(maxRole)), Colo: long(maxColo), Version: long(maxVersion), Writer: true,
 			SwarmAddr: long(maxAddr), PeerAddr: long(maxAddr), HTTPAddr: long(maxAddr),
 			Dataset: txlog.DatasetID{1, 2, 3}, State: long(maxState),
-			Applied: pos(8), AppliedTime: time.Unix(1, 2), Head: pos(9), HeadTime: time.Unix(3, 4),
+			Applied: pos(8), AppliedTime: time.Unix(1, 2), AppliedDigest: [32]byte{1, 31: 2}, Head: pos(9), HeadTime: time.Unix(3, 4),
 			LogFirst: math.MaxUint64, Progress: 0.5, Fetching: [20]byte{1, 19: 2}, FetchDone: math.MaxInt64 - 1, FetchTotal: math.MaxInt64, FetchRate: 1 << 40,
 			FromManagers: Payload{math.MaxInt64, math.MaxUint32}, FromOwnColo: Payload{1, 2}, FromOtherColos: Payload{3, 4},
 			Snapshots: []Announcement{{Pos: pos(7), InfoHash: [20]byte{1}, Size: 1}, {Pos: pos(6)}, {Pos: pos(5), Size: math.MaxInt64}},
@@ -119,8 +120,41 @@ func TestRecordRefused(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := decodeRecord(edit(0, 2)); !errors.Is(err, errNewerRecord) {
-		t.Errorf("version 2: %v", err)
+	if _, err := decodeRecord(edit(0, 3)); !errors.Is(err, errNewerRecord) {
+		t.Errorf("version 3: %v", err)
+	}
+}
+
+// withoutDigestOf returns a record as software of version 1 wrote it.
+func withoutDigestOf(r record) []byte {
+	state := 1 + len(r.facts.State)
+	at := 1 + 8 + 8 + 1 + len(r.facts.Dataset) + state + (8 + 32 + 8)
+	for _, text := range r.texts() {
+		at += 1 + len(*text.s)
+	}
+	old := slices.Delete(bytes.Clone(r.raw), at, at+len(r.facts.AppliedDigest))
+	old[0] = withoutDigest
+	return old
+}
+
+func TestRecordOfVersion1(t *testing.T) {
+	r := fullRecord("n")
+	if err := r.encode(); err != nil {
+		t.Fatal(err)
+	}
+	old := withoutDigestOf(r)
+	got, err := decodeRecord(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.facts.AppliedDigest, r.raw = [32]byte{}, old
+	if !reflect.DeepEqual(got, r) {
+		t.Errorf("got  %+v\nwant %+v", got, r)
+	}
+	for n := range old {
+		if _, err := decodeRecord(old[:n]); err == nil {
+			t.Errorf("the first %d of %d bytes were taken", n, len(old))
+		}
 	}
 }
 
@@ -130,8 +164,9 @@ func FuzzRecord(f *testing.F) {
 			f.Fatal(err)
 		}
 		f.Add(r.raw)
+		f.Add(withoutDigestOf(r))
 	}
-	f.Add([]byte{2, 1, 2, 3})
+	f.Add([]byte{3, 1, 2, 3})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := decodeRecord(b)
 		if err != nil {
@@ -140,6 +175,9 @@ func FuzzRecord(f *testing.F) {
 		again := record{key: r.key, version: r.version, leaving: r.leaving, facts: r.facts}
 		if err := again.encode(); err != nil {
 			t.Fatalf("decoded, but: %v", err)
+		}
+		if b[0] == withoutDigest {
+			again.raw = withoutDigestOf(again)
 		}
 		if !bytes.Equal(again.raw, b) {
 			t.Fatalf("not canonical:\n%x\n%x", b, again.raw)
@@ -260,5 +298,44 @@ func TestNameMoves(t *testing.T) {
 	v.died(old.key, now) // late news of the old process
 	if m := v.list()[0]; m.Liveness != Alive {
 		t.Errorf("the old process' death counts against the new one: %+v", m)
+	}
+}
+
+// TestListIsMadeOncePerChange: all who ask get the same list until something changes,
+// and then one that says so.
+func TestListIsMadeOncePerChange(t *testing.T) {
+	v := newView(time.Hour, nil)
+	now := time.Unix(0, 0)
+	v.self.key.name, v.self.facts.Name = "self", "self"
+	v.settle("10.0.0.1:1")
+	v.joined(v.self.key, now)
+	other := record{key: key{"other", "10.0.0.2:1"}, version: version{incarnation: 2}, facts: Facts{Name: "other"}}
+	news := other
+	news.counter, news.facts.State = 1, "serving"
+	ahead := v.self
+	ahead.version = version{incarnation: 7}
+	before := v.list()
+	for _, c := range []struct {
+		name   string
+		change func()
+		want   func(all []Member) bool
+	}{
+		{"it joined", func() { v.joined(other.key, now) }, func(all []Member) bool { return len(all) == 2 && all[1].Incarnation == 0 }},
+		{"it was heard", func() { v.hear(other, now) }, func(all []Member) bool { return all[1].Incarnation == 2 }},
+		{"its facts changed", func() { v.hear(news, now) }, func(all []Member) bool { return all[1].State == "serving" }},
+		{"it died", func() { v.died(other.key, now) }, func(all []Member) bool { return all[1].Liveness == Failed }},
+		{"it is forgotten", func() { v.forget(now.Add(time.Hour)) }, func(all []Member) bool { return len(all) == 1 }},
+		{"the own facts changed", func() { v.update(func(f *Facts) { f.State = "serving" }, false) }, func(all []Member) bool { return all[0].State == "serving" }},
+		{"an earlier life was heard", func() { v.hear(ahead, now) }, func(all []Member) bool { return all[0].Incarnation == 8 }},
+	} {
+		if again := v.list(); &again[0] != &before[0] {
+			t.Errorf("before %s the list was made anew", c.name)
+		}
+		c.change()
+		after := v.list()
+		if !c.want(after) {
+			t.Errorf("after %s: %+v", c.name, after)
+		}
+		before = after
 	}
 }

@@ -35,6 +35,7 @@ type view struct {
 	members map[string]*member // by name, this node included
 	records map[key]*heard
 	changed chan struct{}
+	listed  []Member // what list returned last; nil: something changed since
 }
 
 // member is a node as memberlist reports it.
@@ -62,6 +63,7 @@ func newView(forgetAfter time.Duration, n *notary) *view {
 
 // touch tells those who wait for a change.
 func (v *view) touch() {
+	v.listed = nil
 	close(v.changed)
 	v.changed = make(chan struct{})
 }
@@ -115,6 +117,7 @@ func (v *view) settle(addr string) {
 // encodeSelf encodes the own record after a change of its version or address,
 // which cannot pass a limit.
 func (v *view) encodeSelf() {
+	v.listed = nil
 	if err := v.self.encode(); err != nil {
 		panic("gossip: own record: " + err.Error())
 	}
@@ -264,10 +267,14 @@ func (v *view) younger(k key) bool {
 	return h == nil || h.version.less(v.self.version)
 }
 
-// list returns everybody, this node first, then by name.
+// list returns everybody, this node first, then by name. It is made once for each
+// change, for all who ask.
 func (v *view) list() []Member {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.listed != nil {
+		return v.listed
+	}
 	all := make([]Member, 0, len(v.members))
 	for _, m := range v.members {
 		f, life := Facts{Name: m.name}, uint64(0)
@@ -295,6 +302,7 @@ func (v *view) list() []Member {
 		}
 		return strings.Compare(a.Name, b.Name)
 	})
+	v.listed = all
 	return all
 }
 

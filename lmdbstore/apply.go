@@ -25,6 +25,12 @@ const readerCheckEvery = 10 * time.Second
 func (g *generation) apply(entries []txlog.Entry, m *metrics) error {
 	g.env.writer.Lock()
 	defer g.env.writer.Unlock()
+	if err := g.env.injury.get(); err != nil {
+		return err
+	}
+	if err := g.recover(g.env.broken); err != nil {
+		return err
+	}
 	state := *g.state.Load()
 	if err := checkLinks(state, entries); err != nil {
 		return err
@@ -43,18 +49,25 @@ func (g *generation) apply(entries []txlog.Entry, m *metrics) error {
 			entries = entries[n:]
 		case isMapFull(err):
 			if err := g.env.grow(); err != nil {
-				return err
+				return g.env.note(err)
 			}
 		case isTxnFull(err) && n > 1:
 			limit = opCount(entries[:n]) / 2
 		case errors.Is(err, errEnvClosed):
 			return err
+		case needsHealing(err):
+			if err := g.recover(err); err != nil {
+				return err
+			}
+			if at := g.state.Load().Pos; at.Seq >= entries[0].Seq {
+				return fmt.Errorf("apply entries %d to %d: %w: a commit that had failed counts, up to entry %d", entries[0].Seq, entries[n-1].Seq, syscall.EIO, at.Seq)
+			}
 		default:
-			return fmt.Errorf("apply entries %d to %d (nothing of them was applied): %w",
-				entries[0].Seq, entries[n-1].Seq, g.env.explain(err))
+			return g.env.note(fmt.Errorf("apply entries %d to %d (nothing of them was applied): %w",
+				entries[0].Seq, entries[n-1].Seq, g.env.explain(err)))
 		}
 	}
-	return g.env.growIfQuiet()
+	return g.env.note(g.env.growIfQuiet())
 }
 
 // checkLinks proves that entries follow state, and each other.
@@ -101,6 +114,7 @@ func opCount(entries []txlog.Entry) (n int) {
 // the binding come unwrapped. The caller holds the environment's writer.
 func (g *generation) commit(entries []txlog.Entry) error {
 	state := *g.state.Load()
+	reached := make([]stand, len(entries))
 	err := g.env.update(func(w *writeTxn) error {
 		for i := range entries {
 			for _, op := range entries[i].Ops {
@@ -108,16 +122,15 @@ func (g *generation) commit(entries []txlog.Entry) error {
 					return err
 				}
 			}
+			reached[i] = stand{entries[i].Pos(), state.Digest}
 		}
 		last := &entries[len(entries)-1]
 		state.Pos, state.Time = last.Pos(), time.Unix(0, last.Time.UnixNano()).UTC()
-		if err := w.putMeta(metaPos, encodePos(state.Pos)); err != nil {
-			return err
-		}
-		return w.putMeta(metaTime, encodeTime(state.Time))
+		return w.putState(state)
 	})
 	if err == nil {
 		g.state.Store(&state)
+		g.stands.add(reached...)
 	}
 	return err
 }
@@ -125,18 +138,19 @@ func (g *generation) commit(entries []txlog.Entry) error {
 func (w *writeTxn) apply(op txlog.Op, state *State) error {
 	switch op.Kind {
 	case txlog.Put:
-		return w.put(op.Key, op.Value)
+		if err := w.put(op.Key, op.Value, &state.Digest); err != nil {
+			return err
+		}
+		state.Digest = state.Digest.plus(w.env.hasher.element(op.Key, op.Value))
+		return nil
 	case txlog.Delete:
-		return w.del(op.Key)
+		return w.del(op.Key, &state.Digest)
 	case txlog.Init:
 		if len(op.Value) != len(state.Dataset) {
 			return fmt.Errorf("dataset id is %d bytes long, not %d", len(op.Value), len(state.Dataset))
 		}
 		copy(state.Dataset[:], op.Value)
-		if err := w.putMeta(metaDataset, op.Value); err != nil {
-			return err
-		}
-		return w.putMeta(metaFormat, encodeFormat())
+		return nil
 	}
 	return fmt.Errorf("operation of unknown kind %d", op.Kind)
 }
@@ -154,23 +168,35 @@ func (e *env) grow() error {
 	return nil
 }
 
+// growRetry is how long growIfQuiet rests after the system refused it a larger map:
+// each try closes the environment and opens it again.
+const growRetry = time.Minute
+
 // growIfQuiet doubles a map that is more than half full at a moment without
 // readers, so that grow rarely has to wait for one. The caller holds writer.
 func (e *env) growIfQuiet() error {
-	if e.ldb == nil {
+	if e.ldb == nil || time.Since(e.refused) < growRetry {
 		return nil
 	}
+	before := e.mapBytes.Load()
 	used, err := e.usedBytes()
-	if err != nil || 2*used < e.mapBytes.Load() || !e.readers.tryDrain() {
+	if err != nil || 2*used < before || !e.readers.tryDrain() {
 		return err
 	}
 	defer e.readers.resume()
-	return e.reopen(2 * e.mapBytes.Load())
+	err = e.reopen(2 * before)
+	if err != nil || e.mapBytes.Load() <= before {
+		e.refused = time.Now()
+	}
+	return err
 }
 
 // explain adds what to do to an error of a write transaction.
 func (e *env) explain(err error) error {
 	errno := sysErrno(err)
+	if errno == nil {
+		return err // not the binding's
+	}
 	full := errors.Is(errno, syscall.ENOSPC) || errors.Is(errno, syscall.EDQUOT)
 	// LMDB calls a write that was cut short EIO; callers wait for room on ENOSPC.
 	if errors.Is(errno, syscall.EIO) && durable.FreeSpace(e.dir) < maxTxnBytes {
@@ -182,5 +208,5 @@ func (e *env) explain(err error) error {
 	case isUnsound(err):
 		return fmt.Errorf("%w: %s: %w", ErrDamaged, e.dir, errno)
 	}
-	return errno
+	return fmt.Errorf("write environment %s: %w", e.dir, errno)
 }

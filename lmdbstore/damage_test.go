@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/txlog"
 )
 
 // sound makes a closed store with some data and returns its directory.
@@ -88,7 +90,8 @@ var damages = []struct {
 	{"something else", func(t *testing.T, f string) {
 		edit(t, f, func(b []byte) []byte { return bytes.Repeat([]byte("text\n"), len(b)/5+1) })
 	}, ErrDamaged},
-	{"newer format", func(t *testing.T, f string) { setMeta(t, filepath.Dir(f), metaFormat, []byte{2, 0, 0, 0}) }, ErrNewerFormat},
+	{"newer format", func(t *testing.T, f string) { setMeta(t, filepath.Dir(f), metaFormat, []byte{Format + 1, 0, 0, 0}) }, ErrNewerFormat},
+	{"format 1 with a digest", func(t *testing.T, f string) { setMeta(t, filepath.Dir(f), metaFormat, []byte{1, 0, 0, 0}) }, ErrDamaged},
 	{"format 0", func(t *testing.T, f string) { setMeta(t, filepath.Dir(f), metaFormat, []byte{0, 0, 0, 0}) }, ErrDamaged},
 	{"short position", func(t *testing.T, f string) { setMeta(t, filepath.Dir(f), metaPos, []byte("pos")) }, ErrDamaged},
 	{"zero position", func(t *testing.T, f string) { setMeta(t, filepath.Dir(f), metaPos, make([]byte, 40)) }, ErrDamaged},
@@ -109,7 +112,7 @@ func TestOpenDamaged(t *testing.T) {
 			} else {
 				t.Log(err)
 			}
-			if r, err := OpenReader(dir); err == nil {
+			if r, err := OpenReader(dir, ReaderOptions{}); err == nil {
 				closed(t, r)
 				t.Error("a reader opened it")
 			}
@@ -203,7 +206,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	closed(t, s)
 
-	for _, left := range []string{"", "no file", "empty file", "unused"} {
+	for _, left := range []string{"", "no file", "empty file", "no transaction", "half of the first transaction", "unused"} {
 		t.Run("a new store, "+left, func(t *testing.T) {
 			dir := t.TempDir()
 			gen := filepath.Join(dir, nameOf(1))
@@ -216,6 +219,11 @@ func TestLeftovers(t *testing.T) {
 					if err := os.WriteFile(filepath.Join(gen, dataFile), nil, 0o644); err != nil {
 						t.Fatal(err)
 					}
+				}
+			case "no transaction", "half of the first transaction":
+				noTransaction(t, gen)
+				if left != "no transaction" {
+					edit(t, filepath.Join(gen, dataFile), func(b []byte) []byte { return append(b, make([]byte, os.Getpagesize())...) })
 				}
 			case "unused":
 				closed(t, open(t, dir, Options{}))
@@ -232,6 +240,18 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
+// noTransaction makes a generation that LMDB has begun, and nothing else.
+func noTransaction(t *testing.T, gen string) {
+	t.Helper()
+	env, err := newLMDBEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Mkdir(gen, 0o755), env.Open(gen, 0, 0o644), env.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestCheckFindsWrongValues(t *testing.T) {
 	dir, h := sound(t)
 	report, err := Check(t.Context(), dir)
@@ -242,14 +262,31 @@ func TestCheckFindsWrongValues(t *testing.T) {
 	apply(t, s, h.entry(put("needle", "value")))
 	closed(t, s)
 	edit(t, filepath.Join(dir, nameOf(1), dataFile), func(b []byte) []byte {
-		return bytes.ReplaceAll(b, []byte("needle\x01value"), []byte("needle\x07value"))
+		stored := appendValue([]byte("needle"), []byte("needle"), []byte("value"))
+		return bytes.ReplaceAll(b, stored, append(stored[:len(stored)-1:len(stored)-1], 'E'))
 	})
 	if _, err := Check(t.Context(), dir); !errors.Is(err, ErrDamaged) {
 		t.Errorf("check: %v", err)
 	}
-	s = open(t, dir, Options{})
+	if _, err := Open(dir, Options{}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("open, all leaves sampled: %v", err)
+	}
+	s = open(t, dir, Options{Verify: VerifyQuick})
+	if err := s.Damage(); err != nil {
+		t.Errorf("damage before it is read: %v", err)
+	}
 	if _, _, err := s.Get(nil, []byte("needle")); !errors.Is(err, ErrDamaged) {
 		t.Errorf("get: %v", err)
+	}
+	<-s.Damaged()
+	if err := s.Damage(); !errors.Is(err, ErrDamaged) {
+		t.Errorf("damage: %v", err)
+	}
+	if _, _, err := s.Get(nil, []byte("another")); !errors.Is(err, ErrDamaged) {
+		t.Errorf("get of another key: %v", err)
+	}
+	if err := s.Apply([]txlog.Entry{h.entry(put("a", "1"))}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("apply: %v", err)
 	}
 	err = s.View(func(tx *Tx) error {
 		return tx.Scan(Range{Prefix: []byte("needle")}, func(_, _ []byte) error { return nil })

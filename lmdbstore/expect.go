@@ -42,7 +42,7 @@ func inspectInfo(f io.ReaderAt, size int64) (SnapshotInfo, error) {
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
-	state, err := stateOf(m)
+	state, format, err := stateOf(m)
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
@@ -50,7 +50,7 @@ func inspectInfo(f io.ReaderAt, size int64) (SnapshotInfo, error) {
 	if err != nil && !errors.Is(err, mdbfile.ErrNoSuchDB) {
 		return SnapshotInfo{}, err
 	}
-	return SnapshotInfo{State: state, Pairs: kv.Entries, Size: size, Format: Format}, nil
+	return SnapshotInfo{State: state, Pairs: kv.Entries, Size: size, Format: format}, nil
 }
 
 // CheckInfo compares what a file says it is with what is said of it.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/qs-peer/qs-peer/lmdbstore/internal/guard"
+	"github.com/qs-peer/qs-peer/lmdbstore/internal/mdbfile"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -20,6 +23,7 @@ import (
 // transaction, a cursor or a handle of LMDB except through it. What each part
 // keeps out, measured with both bindings (docs/decisions/0001-lmdb-binding.md):
 //
+//	guard       a fault or an assert in LMDB, which ends the process (docs/decisions/0012)
 //	openOnce    a second open of one environment in a process drops the first one's locks
 //	env.update  one writer at a time, pinned to its OS thread: LMDB's robust mutex stays in a
 //	            list of the thread, which otherwise outlives the environment
@@ -27,16 +31,9 @@ import (
 //	            binding, and creates no database outside a write transaction
 //	readers     an own pool (sync.Pool drops transactions), drained before the environment is
 //	            closed or remapped: a transaction after that is a segmentation fault
-//	seek        keeps the key alive past the call: LMDB's scratch space holds a pointer to it that
-//	            the garbage collector finds
 //	lastBefore  Last only on a fresh cursor of a read transaction
-//	put, untag  no empty value reaches LMDB: the binding stores "\x00" for it, and reading one at
-//	            the end of the file is a bus error
-//	env         stays referenced from its owner until close: the binding closes it in a finalizer
-const (
-	minMapBytes = 1 << 20
-	tagPlain    = 1
-)
+//	put         no empty value reaches LMDB: reading one at the end of the file is a bus error
+const minMapBytes = 1 << 20
 
 var (
 	errEnvClosed = errors.New("environment is closed")
@@ -47,21 +44,35 @@ var (
 type env struct {
 	dir      string
 	readonly bool
+	values   encoding
 	slots    int // size of the reader table, if this process makes it
 	log      *slog.Logger
+	pages    *pages // nil if readonly
 	readers  *readers
+	injury   *injury
 
-	writer  sync.Mutex // held by the write transaction; guards scratch and checked
-	scratch []byte
+	writer  sync.Mutex // held by the write transaction; guards scratch, before, hasher, checked, refused, healed and wrote
+	scratch []byte     // what put writes
+	before  []byte     // what put and del found
+	hasher  hasher
 	checked time.Time // when stale readers were last looked for
+	refused time.Time // when growIfQuiet last got no larger map
+	healed  bool      // it was opened again since the state was read
+	wrote   bool      // and committed since it was opened
 
 	// Replaced by remap, which has drained the readers and holds writer.
-	ldb      *lmdbEnv
-	kv, meta lmdbDBI
+	ldb      *guard.Env
+	lock     *lockView // nil if readonly, or unknown
+	file     fileID
+	kv, meta guard.DBI
 	pageSize int64
-	broken   error // what left the environment closed
+	broken   error // what left the environment closed, an errBroken
+
+	lockBad   atomic.Uint64 // 1 + the readers' epoch in which the lock file was found damaged; 0: it is not
+	lockKnown bool          // the lock file was laid out as expected once
 
 	mapBytes atomic.Int64
+	mapMost  int64         // in tests: a larger map is refused, as under a ulimit; 0: none is
 	stale    *atomic.Int64 // counts reader slots of dead processes that were cleared
 	forget   func()
 }
@@ -72,6 +83,7 @@ type envOptions struct {
 	slots      int
 	readonly   bool
 	create     bool
+	values     encoding
 	log        *slog.Logger
 	stale      *atomic.Int64
 }
@@ -84,12 +96,21 @@ func openEnv(dir string, o envOptions) (*env, error) {
 		return nil, err
 	}
 	e := &env{
-		dir: dir, readonly: o.readonly, slots: o.slots, log: o.log,
-		readers: newReaders(o.maxReaders), stale: o.stale, forget: forget, checked: time.Now(),
+		dir: dir, readonly: o.readonly, values: o.values, slots: o.slots, log: o.log,
+		readers: newReaders(o.maxReaders), injury: newInjury(), stale: o.stale, forget: forget, checked: time.Now(),
 	}
 	if err := e.open(o.mapBytes, o.create); err != nil {
+		e.lock.close()
 		forget()
 		return nil, err
+	}
+	if !o.readonly {
+		if e.pages, err = openPages(dir); err != nil {
+			err = errors.Join(err, e.shut(e.ldb))
+			e.lock.close()
+			forget()
+			return nil, err
+		}
 	}
 	e.checkReaders()
 	return e, nil
@@ -131,9 +152,17 @@ func (e *env) open(size int64, create bool) error {
 	if size > 0 {
 		size = max(size, least)
 	}
+	if !e.readonly {
+		if err := reserveLock(e.dir, e.slots); err != nil {
+			return fmt.Errorf("open environment %s: %w", e.dir, err)
+		}
+		e.lock.close()
+		e.lock, e.wrote = viewLock(e.dir), false
+	}
 	for wanted := size; ; size = max(size/2, least) {
 		err := e.tryOpen(size, create)
 		if err == nil {
+			e.knowLock()
 			if size < wanted {
 				e.log.Warn("less address space than asked for (ulimit -v?); the map will have to grow more often",
 					"dir", e.dir, "asked_bytes", wanted, "map_bytes", size)
@@ -150,60 +179,58 @@ func (e *env) open(size int64, create bool) error {
 }
 
 func (e *env) tryOpen(size int64, create bool) (err error) {
-	ldb, err := newLMDBEnv()
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = ldb.Close() // says only whether it was open
-		}
-	}()
-	if err := ldb.SetMaxDBs(2); err != nil {
-		return err
-	}
-	if err := ldb.SetMaxReaders(e.slots); err != nil {
-		return err
-	}
-	if size > 0 {
-		if err := ldb.SetMapSize(size); err != nil {
-			return err
-		}
+	if e.mapMost > 0 && size > e.mapMost {
+		return calls.Error("mdb_env_open", guard.Code(syscall.ENOMEM))
 	}
 	var flags uint
 	if e.readonly {
 		flags = flagReadonly
 	}
-	if err := ldb.Open(e.dir, flags, 0o644); err != nil {
+	ldb, err := calls.Open(e.dir, guard.Options{DBs: 2, Readers: e.slots, MapSize: size, Flags: flags})
+	if err != nil {
 		return err
 	}
-	var kv, meta lmdbDBI
-	open := func(flags uint) func(*lmdbTxn) error {
-		return func(txn *lmdbTxn) (err error) {
-			if kv, err = txn.OpenDBI(dbKV, flags); err != nil {
-				return err
-			}
-			meta, err = txn.OpenDBI(dbMeta, flags)
-			return err
+	defer func() {
+		if err != nil {
+			err = after(err, e.shut(ldb))
+		}
+	}()
+	if e.file, err = fileOf(ldb.FD()); err != nil {
+		return err
+	}
+	begin, open := uint(flagReadonly), uint(0)
+	if create {
+		begin, open = 0, flagCreate
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+	}
+	txn, err := ldb.Begin(begin)
+	if err != nil {
+		return err
+	}
+	var dbi [2]guard.DBI
+	for i, name := range []string{dbKV, dbMeta} {
+		if dbi[i], err = txn.OpenDBI(name, open); err != nil {
+			break
 		}
 	}
-	if create {
-		err = ldb.Update(open(flagCreate))
-	} else if err = ldb.View(open(0)); isNotFound(err) {
-		return fmt.Errorf("%w: it lacks the databases kv and meta", ErrDamaged)
-	}
 	if err != nil {
+		if !isFault(err) || !create {
+			err = after(err, txn.Abort())
+		}
+		if isNotFound(err) {
+			err = fmt.Errorf("%w: it lacks the databases kv and meta", ErrDamaged)
+		}
+		return err
+	}
+	if err := txn.Commit(); err != nil { // without it the handles would be gone
 		return err
 	}
 	info, err := ldb.Info()
 	if err != nil {
 		return err
 	}
-	stat, err := ldb.Stat()
-	if err != nil {
-		return err
-	}
-	e.ldb, e.kv, e.meta, e.pageSize = ldb, kv, meta, int64(stat.PSize)
+	e.ldb, e.kv, e.meta, e.pageSize = ldb, dbi[0], dbi[1], int64(info.PageSize)
 	e.mapBytes.Store(info.MapSize)
 	return nil
 }
@@ -225,18 +252,21 @@ func (e *env) remap(size int64, epoch uint64) error {
 }
 
 func (e *env) reopen(size int64) error {
-	if e.broken != nil {
-		return e.broken
-	}
 	before := e.mapBytes.Load()
-	if err := e.ldb.Close(); err != nil {
-		return err
+	var err error
+	if ldb := e.ldb; ldb != nil {
+		e.ldb = nil
+		err = e.shut(ldb)
 	}
-	e.ldb = nil
-	if err := e.open(size, false); err != nil {
-		e.broken = fmt.Errorf("remap environment: %w", err)
+	if err == nil {
+		err = e.open(size, false)
+	}
+	if err != nil {
+		// Noted if it is about damage, so that it is not tried again.
+		e.broken = e.note(fmt.Errorf("%w: %w", errBroken, err))
 		return e.broken
 	}
+	e.broken = nil
 	e.log.Info("remapped", "dir", e.dir, "from_bytes", before, "to_bytes", e.mapBytes.Load())
 	return nil
 }
@@ -247,15 +277,19 @@ func (e *env) usedBytes() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return (info.LastPNO + 1) * e.pageSize, nil
+	return (info.LastPage + 1) * e.pageSize, nil
 }
 
 // checkReaders frees the slots of readers whose process died, and returns how
 // many there were. The caller holds writer or a slot of readers.
 func (e *env) checkReaders() int {
-	n, err := e.ldb.ReaderCheck()
+	if e.lock != nil && e.lock.check() != nil {
+		return 0 // whoever begins a transaction tells
+	}
+	n, err := e.ldb.CheckReaders()
 	if err != nil {
 		e.log.Warn("cannot look for stale readers", "dir", e.dir, "err", err)
+		_ = e.note(err)
 		return 0
 	}
 	if n > 0 {
@@ -274,76 +308,192 @@ func (e *env) close() error {
 		return nil
 	}
 	defer e.forget()
-	if e.ldb == nil {
-		return nil
+	var err error
+	if e.pages != nil {
+		err = e.pages.close()
 	}
-	err := e.ldb.Close()
-	e.ldb = nil
+	if ldb := e.ldb; ldb != nil {
+		e.ldb = nil
+		if shutErr := e.shut(ldb); !isFault(shutErr) { // a fault is noted
+			err = errors.Join(err, shutErr)
+		}
+	}
+	e.lock.close()
+	e.lock = nil
+	return err
+}
+
+// shut closes LMDB, or if it cannot, lets go of the file so that its space is free
+// once it is removed. Either way ldb is gone.
+func (e *env) shut(ldb *guard.Env) error {
+	err := ldb.Close()
+	if !isFault(err) {
+		return err
+	}
+	_ = e.note(err)
+	e.log.Error("LMDB stopped while it closed an environment, or before: the process keeps some memory and a descriptor of the lock file",
+		"dir", e.dir, "err", err, "environments_so_far", guard.Kept())
+	// The lock file stays mapped, because the thread that wrote may hold a lock in
+	// it for ever; whoever opens the environment again gets a new one, unless it is
+	// another process's.
+	if !e.readonly {
+		if failed := os.Remove(filepath.Join(e.dir, lockFile)); failed != nil && !errors.Is(failed, fs.ErrNotExist) {
+			return failed
+		}
+	}
+	if failed := letGo(e.file, ldb.FD()); failed != nil {
+		return failed
+	}
 	return err
 }
 
 // writeTxn is what a write transaction may do.
 type writeTxn struct {
-	env *env
-	txn *lmdbTxn
+	env   *env
+	txn   *guard.Txn
+	touch *mdbfile.Touch
 }
 
 // update runs fn in a write transaction and commits it durably. The caller
 // holds e.writer. Errors are the binding's, unwrapped.
 func (e *env) update(fn func(*writeTxn) error) error {
+	if err := e.injury.get(); err != nil {
+		return err
+	}
 	if e.ldb == nil {
 		if e.broken != nil {
 			return e.broken
 		}
 		return errEnvClosed
 	}
-	return e.ldb.Update(func(txn *lmdbTxn) error { return fn(&writeTxn{e, txn}) })
+	touch, err := e.pages.touch()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := e.checkLock(e.readers.current(), func(l *lockView) error {
+		if err := l.check(); err != nil {
+			return err
+		}
+		return l.checkTxn(touch.Txnid(), !e.wrote)
+	}); err != nil {
+		return err
+	}
+	txn, err := e.ldb.Begin(0)
+	if err != nil {
+		return err
+	}
+	if err = fn(&writeTxn{e, txn, touch}); err == nil {
+		if err = txn.Commit(); err == nil {
+			e.wrote = true
+		}
+	} else if !isFault(err) {
+		err = after(err, txn.Abort())
+	}
+	return err
 }
 
 func (w *writeTxn) putMeta(key string, value []byte) error {
-	return w.txn.Put(w.env.meta, []byte(key), value, 0)
+	return w.txn.Put(w.env.meta, []byte(key), value)
 }
 
-// put stores the user's value under its tag.
-func (w *writeTxn) put(key, value []byte) error {
-	const keep = 1 << 20
-	buf := append(append(w.env.scratch[:0], tagPlain), value...)
-	if cap(buf) <= keep {
-		w.env.scratch = buf
-	}
-	return w.txn.Put(w.env.kv, key, buf, 0)
-}
-
-// del removes key, if it is there.
-func (w *writeTxn) del(key []byte) error {
-	if err := w.txn.Del(w.env.kv, key, nil); err != nil && !isNotFound(err) {
-		return err
+// putState stores where the environment stands.
+func (w *writeTxn) putState(s State) error {
+	for _, f := range metaFields {
+		if err := w.putMeta(f.key, f.value(s)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// untag returns the user's value in what LMDB holds.
-func untag(raw []byte) ([]byte, error) {
-	if len(raw) == 0 || raw[0] != tagPlain {
-		return nil, fmt.Errorf("%w: a value does not begin with the tag 0x%02x", ErrDamaged, tagPlain)
+// put stores the user's value with its checksum, and takes the pair that it
+// replaces off the digest.
+func (w *writeTxn) put(key, value []byte, d *Digest) error {
+	w.env.scratch = appendValue(w.env.scratch[:0], key, value)
+	defer w.env.trim()
+	if err := w.touch.Put(dbKV, key); err != nil {
+		return err
 	}
-	return raw[1:len(raw):len(raw)], nil
+	raw, replaced, err := w.txn.Swap(w.env.kv, key, w.env.scratch, w.env.before)
+	if err != nil || !replaced {
+		return err
+	}
+	return w.take(key, raw, d)
 }
 
-// seek moves to the first key at or after key. Key and value point into the map.
-func seek(c *lmdbCursor, key []byte) (k, v []byte, err error) {
-	if len(key) == 0 {
-		return c.Get(nil, nil, opFirst)
+// del removes key, if it is there, and takes its pair off the digest.
+func (w *writeTxn) del(key []byte, d *Digest) error {
+	defer w.env.trim()
+	if err := w.touch.Del(dbKV, key); err != nil {
+		return err
 	}
-	k, v, err = c.Get(key, nil, opSetRange)
-	runtime.KeepAlive(&key[0])
-	return k, v, err
+	raw, err := w.txn.Get(w.env.kv, key, w.env.before, nil)
+	if isNotFound(err) {
+		return nil
+	}
+	if err == nil {
+		err = w.take(key, raw, d)
+	}
+	if err != nil {
+		return err
+	}
+	return w.txn.Del(w.env.kv, key)
+}
+
+// take takes the pair of key off the digest.
+func (w *writeTxn) take(key, raw []byte, d *Digest) error {
+	if cap(raw) > cap(w.env.before) {
+		w.env.before = raw
+	}
+	value, err := w.env.values.open(key, raw)
+	if err != nil {
+		return w.env.pairError(key, err)
+	}
+	*d = d.minus(w.env.hasher.element(key, value))
+	return nil
+}
+
+// trim lets go of buffers that a long value took.
+func (e *env) trim() {
+	const keep = 1 << 20
+	if cap(e.scratch) > keep {
+		e.scratch = nil
+	}
+	if cap(e.before) > keep {
+		e.before = nil
+	}
+}
+
+// isFault reports whether LMDB stopped in the middle of a call.
+func isFault(err error) bool {
+	var fault *guard.Fault
+	return errors.As(err, &fault)
+}
+
+// after returns the error of an operation, or that of what it ended with if that
+// did not come to an end. Neither is wrapped.
+func after(err, ending error) error {
+	if isFault(ending) {
+		return ending
+	}
+	return err
+}
+
+// seek moves to the first key at or after key. Key and value are valid until the
+// cursor moves.
+func seek(c *guard.Cursor, key []byte) (k, v []byte, err error) {
+	if len(key) == 0 {
+		return c.Get(nil, opFirst)
+	}
+	return c.Get(key, opSetRange)
 }
 
 // firstAtOrAfter opens a cursor on the first key ≥ from (empty: of all). The
 // caller closes the cursor, unless it is nil.
-func firstAtOrAfter(t *Tx, from []byte) (c *lmdbCursor, key, raw []byte, err error) {
-	if c, err = t.t.txn.OpenCursor(t.env.kv); err != nil {
+func firstAtOrAfter(t *Tx, r *Range, from []byte) (c *guard.Cursor, key, raw []byte, err error) {
+	if c, err = openCursor(t, r); err != nil {
 		return nil, nil, nil, err
 	}
 	// LMDB takes no longer bound. Of the keys that can be, those after a longer
@@ -351,17 +501,17 @@ func firstAtOrAfter(t *Tx, from []byte) (c *lmdbCursor, key, raw []byte, err err
 	cut := from[:min(len(from), txlog.MaxKey)]
 	key, raw, err = seek(c, cut)
 	if err == nil && bytes.Compare(key, from) < 0 {
-		key, raw, err = c.Get(nil, nil, opNext)
+		key, raw, err = c.Get(nil, opNext)
 	}
 	return c, key, raw, err
 }
 
 // lastBefore opens a cursor on the last key < before (nil: of all).
-func lastBefore(t *Tx, before []byte) (c *lmdbCursor, key, raw []byte, err error) {
+func lastBefore(t *Tx, r *Range, before []byte) (c *guard.Cursor, key, raw []byte, err error) {
 	if before != nil {
-		c, _, _, err = firstAtOrAfter(t, before)
+		c, _, _, err = firstAtOrAfter(t, r, before)
 		if err == nil {
-			key, raw, err = c.Get(nil, nil, opPrev)
+			key, raw, err = c.Get(nil, opPrev)
 			return c, key, raw, err
 		}
 		if !isNotFound(err) {
@@ -369,9 +519,19 @@ func lastBefore(t *Tx, before []byte) (c *lmdbCursor, key, raw []byte, err error
 		}
 		c.Close() // what a cursor does after it found nothing differs by version
 	}
-	if c, err = t.t.txn.OpenCursor(t.env.kv); err != nil {
+	if c, err = openCursor(t, r); err != nil {
 		return nil, nil, nil, err
 	}
-	key, raw, err = c.Get(nil, nil, opLast)
+	key, raw, err = c.Get(nil, opLast)
 	return c, key, raw, err
+}
+
+// openCursor opens a cursor that takes the memory that r allows.
+func openCursor(t *Tx, r *Range) (*guard.Cursor, error) {
+	c, err := t.t.txn.OpenCursor(t.env.kv)
+	if err != nil {
+		return nil, err
+	}
+	c.KeysOnly, c.Room = r.KeysOnly, r.Room
+	return c, nil
 }

@@ -7,11 +7,13 @@ import (
 	"io"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/qs-peer/qs-peer/lmdbstore/internal/guard"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -68,7 +70,7 @@ func TestNoEmptyValueReachesLMDB(t *testing.T) {
 	for _, key := range []string{"nil", "zzz"} {
 		err := s.View(func(tx *Tx) error {
 			raw, ok, err := tx.t.get(tx.env.kv, []byte(key))
-			if string(raw) != "\x01" || !ok {
+			if len(raw) != checkedLen || !ok {
 				t.Errorf("LMDB holds %q, %v", raw, ok)
 			}
 			return err
@@ -220,7 +222,7 @@ func TestReaderTableFull(t *testing.T) {
 	e := s.current.Load().env
 	var held []*readTxn
 	for { // as other processes would
-		txn, err := e.ldb.BeginTxn(nil, flagReadonly)
+		txn, err := e.ldb.Begin(flagReadonly)
 		if err != nil {
 			if !isReadersFull(err) {
 				t.Fatal(err)
@@ -236,7 +238,7 @@ func TestReaderTableFull(t *testing.T) {
 	e.readers.drain(nil) // so that the pool has none
 	e.readers.resume()
 	for full := true; full; { // what the pool gave back
-		txn, err := e.ldb.BeginTxn(nil, flagReadonly)
+		txn, err := e.ldb.Begin(flagReadonly)
 		if full = err == nil; full {
 			defer txn.Abort()
 		}
@@ -285,15 +287,20 @@ func TestLastOfNothing(t *testing.T) {
 
 func TestNoCreateWhenReading(t *testing.T) {
 	dir := t.TempDir()
-	e, err := newLMDBEnv()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	e, err := calls.Open(dir, guard.Options{DBs: 2, Readers: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(e.SetMaxDBs(2), e.Open(dir, 0, 0o644)); err != nil {
+	txn, err := e.Begin(0)
+	if err != nil {
 		t.Fatal(err)
 	}
-	err = e.Update(func(txn *lmdbTxn) error { _, err := txn.OpenDBI("other", flagCreate); return err })
-	if err != nil {
+	if _, err := txn.OpenDBI("other", flagCreate); err != nil {
+		t.Fatal(err)
+	}
+	if err := txn.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	closed(t, e)
@@ -409,5 +416,32 @@ func TestEverythingAtOnce(t *testing.T) {
 	}
 	close(done)
 	wg.Wait()
+	matches(t, s, h)
+}
+
+// TestMapThatCannotGrow: an environment whose map is more than half full, and cannot
+// grow, is not opened again with each Apply, but grows once it can.
+func TestMapThatCannotGrow(t *testing.T) {
+	h := newHistory()
+	s := open(t, t.TempDir(), Options{MapSize: 4 << 20})
+	e := s.current.Load().env
+	e.mapMost = 4 << 20
+	fill := func(n int) {
+		for range n {
+			apply(t, s, h.entry(put(fmt.Sprint(h.pos.Seq), strings.Repeat("v", 100_000))))
+		}
+	}
+	apply(t, s, h.begin())
+	fill(10)
+	before := e.readers.current()
+	fill(20)
+	if n := e.readers.current() - before; n != 1 || e.mapBytes.Load() != 4<<20 {
+		t.Errorf("it was opened again %d times, want 1, and has a map of %d bytes", n, e.mapBytes.Load())
+	}
+	e.refused, e.mapMost = e.refused.Add(-growRetry), 0
+	fill(1)
+	if e.mapBytes.Load() != 8<<20 {
+		t.Errorf("a minute later the map has %d bytes", e.mapBytes.Load())
+	}
 	matches(t, s, h)
 }

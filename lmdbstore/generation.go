@@ -15,12 +15,14 @@ import (
 	"sync/atomic"
 
 	"github.com/qs-peer/qs-peer/internal/durable"
+	"github.com/qs-peer/qs-peer/lmdbstore/internal/mdbfile"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
 const (
 	currentFile = "CURRENT"
 	dataFile    = "data.mdb"
+	lockFile    = "lock.mdb"
 )
 
 var generationName = regexp.MustCompile(`^gen-[0-9]{6,}$`)
@@ -31,6 +33,9 @@ type generation struct {
 	dir    string
 	env    *env
 	state  atomic.Pointer[State]
+	stands stands // of the entries applied since it was opened, and where it was
+
+	evidence atomic.Bool // it is kept once it is replaced
 }
 
 func nameOf(number uint64) string { return fmt.Sprintf("gen-%06d", number) }
@@ -81,9 +86,12 @@ func generations(dir string) ([]uint64, error) {
 // neverUsed reports whether the generation in dir is what a crash left of making
 // a store: no entry was ever applied to it.
 func neverUsed(dir string) bool {
-	state, err := inspect(filepath.Join(dir, dataFile))
+	state, _, err := inspect(filepath.Join(dir, dataFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return true
+	}
+	if errors.Is(err, mdbfile.ErrNoSuchDB) {
+		return true // its first transaction, which makes them, never ended
 	}
 	if err != nil {
 		info, statErr := os.Stat(filepath.Join(dir, dataFile))
@@ -99,11 +107,8 @@ func (s *Store) openGeneration(number uint64, create bool) (*generation, error) 
 		if err := durable.MkdirAll(durable.OS, g.dir, 0o755); err != nil {
 			return nil, err
 		}
-	} else if _, err := inspect(filepath.Join(g.dir, dataFile)); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
-		return nil, err
+	} else if _, _, err := inspect(filepath.Join(g.dir, dataFile)); err != nil {
+		return nil, missingAsDamage(err)
 	}
 	env, err := openEnv(g.dir, envOptions{
 		mapBytes: s.options.MapSize, maxReaders: s.options.MaxReaders, slots: readerSlots(s.options.MaxReaders),
@@ -116,29 +121,58 @@ func (s *Store) openGeneration(number uint64, create bool) (*generation, error) 
 	if err := g.readState(); err != nil {
 		return nil, errors.Join(err, env.close())
 	}
-	if err := durable.Sync(durable.OS, g.dir); err != nil {
+	if err := errors.Join(unclean(g.dir), durable.Sync(durable.OS, g.dir)); err != nil {
 		return nil, errors.Join(err, env.close())
 	}
 	return g, nil
 }
 
+// missingAsDamage says that a file which CURRENT leads to has to be there.
+func missingAsDamage(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
+
 // readerSlots sizes LMDB's reader table: ours, and as many for other processes.
 func readerSlots(ours int) int { return 2*ours + 64 }
 
-func (g *generation) readState() error {
-	return g.env.view(func(tx *Tx) error {
+func (g *generation) readState() error { return g.readStateBy(&g.env.writer) }
+
+// readStateBy is readState for who may hold the environment's writer already.
+func (g *generation) readStateBy(writer sync.Locker) error {
+	return g.env.viewBy(writer, func(tx *Tx) error {
 		state, err := tx.State()
 		if err != nil {
 			return fmt.Errorf("generation %s: %w", g.dir, err)
 		}
 		g.state.Store(&state)
+		g.stands.add(stand{state.Pos, state.Digest})
 		return nil
 	})
 }
 
-// retire closes the generation once its readers have ended, and deletes it.
+// close closes the generation and notes that this was done.
+func (g *generation) close() error {
+	if err := g.env.close(); err != nil || g.env.injury.get() != nil {
+		return err
+	}
+	if err := markClean(g.dir); err != nil {
+		// On a full disk, say. Nothing depends on it but how long the next start takes.
+		g.env.log.Warn("could not note that the store was closed in order: the next start will read all of it", "dir", g.dir, "err", err)
+	}
+	return nil
+}
+
+// retire closes the generation once its readers have ended, and deletes it. One
+// that was damaged, or holds what it should not, is evidence.
 func (g *generation) retire(keep bool) error {
 	if err := g.env.close(); err != nil || keep {
+		return err
+	}
+	if g.evidence.Load() || g.env.injury.get() != nil {
+		_, err := keepEvidence(filepath.Dir(g.dir), g.number)
 		return err
 	}
 	return durable.RemoveAll(durable.OS, g.dir)
@@ -205,6 +239,9 @@ func (s *Store) copyAndOpen(ctx context.Context, file string, number uint64, wan
 	if err := copied(ctx, target, file, progress); err != nil {
 		return nil, err
 	}
+	if err := upgradeCopy(ctx, target); err != nil {
+		return nil, err
+	}
 	gen, err := s.openGeneration(number, false)
 	if err != nil {
 		return nil, err
@@ -262,7 +299,9 @@ func (g *Generation) Discard() error {
 	gen := g.gen
 	g.gen = nil
 	defer g.store.prepared(g)
-	return gen.retire(false)
+	// Damaged or not it is a copy of a snapshot, and no evidence: what there is of that is
+	// of the environment that is to be replaced.
+	return errors.Join(gen.env.close(), durable.RemoveAll(durable.OS, gen.dir))
 }
 
 // leftovers removes what a crash left in dir beside the current generation.

@@ -1,6 +1,7 @@
 package lmdbstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,37 +20,35 @@ const (
 
 // inspect reads where an environment file stands without mapping it, so that a
 // file that is cut short or is something else is an error and not a crash.
-func inspect(file string) (State, error) {
+func inspect(file string) (state State, format int, err error) {
 	f, size, err := openFile(file)
 	if err != nil {
-		return State{}, err
+		return State{}, 0, err
 	}
 	defer f.Close()
 	m, err := mdbfile.Open(f, size)
 	if err == nil && !m.Whole() { // which is sound if nothing uses the pages that it lacks
-		_, err = mdbfile.Check(context.Background(), f, size)
+		_, err = mdbfile.Check(context.Background(), f, size, nil)
 	}
 	if err != nil {
-		return State{}, fmt.Errorf("%s: %w", file, err)
+		return State{}, 0, fmt.Errorf("%s: %w", file, err)
 	}
-	state, err := stateOf(m)
-	if err != nil {
-		return State{}, fmt.Errorf("%s: %w", file, err)
+	if state, format, err = stateOf(m); err != nil {
+		return State{}, 0, fmt.Errorf("%s: %w", file, err)
 	}
-	return state, nil
+	return state, format, nil
 }
 
 // inspectLive is inspect of a file to which another process may be writing,
 // which can make a sound one look damaged for a moment.
-func inspectLive(file string) error {
+func inspectLive(file string) (format int, err error) {
 	const tries = 5
-	var err error
 	for range tries {
-		if _, err = inspect(file); !errors.Is(err, ErrDamaged) {
+		if _, format, err = inspect(file); !errors.Is(err, ErrDamaged) {
 			break
 		}
 	}
-	return err
+	return format, err
 }
 
 func openFile(file string) (*os.File, int64, error) {
@@ -64,12 +63,12 @@ func openFile(file string) (*os.File, int64, error) {
 	return f, info.Size(), nil
 }
 
-func stateOf(m *mdbfile.File) (State, error) {
-	state, err := readState(func(key string) ([]byte, bool, error) { return m.Get(dbMeta, []byte(key)) })
+func stateOf(m *mdbfile.File) (State, int, error) {
+	state, format, err := readState(func(key string) ([]byte, bool, error) { return m.Get(dbMeta, []byte(key)) })
 	if errors.Is(err, mdbfile.ErrNoSuchDB) {
 		err = fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	return state, err
+	return state, format, err
 }
 
 // CheckReport is what Check and CheckFile found.
@@ -81,8 +80,9 @@ type CheckReport struct {
 
 // Check verifies the structure of the current generation of the store in dir,
 // which no process has open (ErrInUse): every page reachable once, in bounds,
-// in key order, counts as recorded, values as this package writes them. The
-// file is read, never mapped, so damage is an error (ErrDamaged) and not a
+// in key order, counts as recorded, each value as its checksum says, and all
+// pairs together as the digest says, unless it is of format 1, which has neither.
+// The file is read, never mapped, so damage is an error (ErrDamaged) and not a
 // crash.
 func Check(ctx context.Context, dir string) (CheckReport, error) {
 	lock, err := lockDir(dir, syscall.LOCK_SH)
@@ -104,53 +104,59 @@ func CheckFile(ctx context.Context, file string) (CheckReport, error) {
 		return CheckReport{}, fmt.Errorf("check: %w", err)
 	}
 	defer f.Close()
-	report, err := mdbfile.Check(ctx, f, size)
-	if err != nil {
-		return CheckReport{}, fmt.Errorf("check %s: %w", file, err)
-	}
 	m, err := mdbfile.Open(f, size)
 	if err != nil {
 		return CheckReport{}, fmt.Errorf("check %s: %w", file, err)
 	}
-	state, err := stateOf(m)
+	state, format, err := stateOf(m)
+	if err != nil {
+		return CheckReport{}, fmt.Errorf("check %s: %w", file, err)
+	}
+	content := content{where: file, values: encoding{plain: format == 1}}
+	report, err := mdbfile.Check(ctx, f, size, content.visit)
 	if err == nil {
-		err = checkContent(ctx, m, report)
+		err = content.finish(report, state, format)
 	}
 	if err != nil {
 		return CheckReport{}, fmt.Errorf("check %s: %w", file, err)
 	}
 	return CheckReport{
-		SnapshotInfo: SnapshotInfo{State: state, Pairs: report.DBs[dbKV].Entries, Size: size, Format: Format},
+		SnapshotInfo: SnapshotInfo{State: state, Pairs: report.DBs[dbKV].Entries, Size: size, Format: format},
 		Pages:        report.Pages,
 		FreePages:    report.FreePages,
 	}, nil
 }
 
-// checkContent checks what the structure does not show: which databases there
-// are, and what their values look like.
-func checkContent(ctx context.Context, m *mdbfile.File, report mdbfile.Report) error {
+// content checks what the structure of an environment does not show: which
+// databases there are, and what is in them.
+type content struct {
+	where  string // the file
+	values encoding
+	sum    sum
+}
+
+func (c *content) visit(db string, key, raw []byte) error {
+	if db != dbKV {
+		return nil
+	}
+	value, err := c.values.open(key, raw)
+	if err != nil {
+		return &DamageError{c.where, bytes.Clone(key), err}
+	}
+	c.sum.add(key, value)
+	return nil
+}
+
+// finish compares all that was visited with the counts and with the state.
+func (c *content) finish(report mdbfile.Report, state State, format int) error {
 	if _, ok := report.DBs[dbKV]; !ok || len(report.DBs) != 2 {
 		return fmt.Errorf("%w: it has %d databases instead of %s and %s", ErrDamaged, len(report.DBs), dbKV, dbMeta)
 	}
-	if n := report.DBs[dbMeta].Entries; n != 0 && n != 4 {
-		return fmt.Errorf("%w: database %s has %d entries, not 4", ErrDamaged, dbMeta, n)
+	if n := report.DBs[dbMeta].Entries; n != 0 && n != uint64(metaEntries(format)) {
+		return fmt.Errorf("%w: database %s has %d entries, not %d", ErrDamaged, dbMeta, n, metaEntries(format))
 	}
-	c, err := m.Cursor(dbKV)
-	if err != nil {
-		return err
+	if format == 1 {
+		return nil
 	}
-	defer c.Close()
-	for n := 0; c.Next(); n++ {
-		if n%4096 == 0 && ctx.Err() != nil {
-			return ctx.Err()
-		}
-		value, err := c.Value()
-		if err != nil {
-			return err
-		}
-		if _, err := untag(value); err != nil {
-			return fmt.Errorf("key %q: %w", c.Key(), err)
-		}
-	}
-	return c.Err()
+	return c.sum.matches(state)
 }

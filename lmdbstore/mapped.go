@@ -15,6 +15,19 @@ import (
 // meanwhile, is an error here and not the end of the process.
 type mapped struct{ mem []byte }
 
+func openMapped(file string) (source, int64, error) {
+	f, size, err := openFile(file)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	m, err := mapFile(f, size)
+	if err != nil {
+		return nil, 0, err
+	}
+	return m, size, nil
+}
+
 // mapFile maps size bytes of f, which may be closed afterwards.
 func mapFile(f *os.File, size int64) (*mapped, error) {
 	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)

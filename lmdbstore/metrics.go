@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/qs-peer/qs-peer/lmdbstore/internal/guard"
 )
 
 // metrics are the qs_store_* series of one store.
@@ -66,6 +68,9 @@ func newMetrics(s *Store, reg prometheus.Registerer) (*metrics, error) {
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "qs_store_stale_readers_cleared_total", Help: "Slots of dead processes freed in the reader table.",
 		}, func() float64 { return float64(s.stale.Load()) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "qs_store_environments_kept_total", Help: "Environments of this process that LMDB could not close: each keeps some memory and a descriptor.",
+		}, func() float64 { return float64(guard.Kept()) }),
 	}
 	if reg == nil {
 		return m, nil

@@ -1,11 +1,13 @@
 package lmdbstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync"
 
 	"github.com/qs-peer/qs-peer/lmdbstore/internal/mdbfile"
 )
@@ -18,8 +20,8 @@ type SnapshotInfo struct {
 	Format int
 }
 
-// errYield ends a mint whose environment is to be remapped or replaced.
-var errYield = errors.New("mint gives way")
+// errYield ends a mint or a scrub whose environment is to be remapped or replaced.
+var errYield = errors.New("the environment is wanted")
 
 // Mint writes a canonical snapshot of the current generation. It calls begin
 // once the result has been measured, and then writes exactly Size bytes, front
@@ -59,7 +61,7 @@ func (s *Store) Mint(ctx context.Context, begin func(SnapshotInfo) (io.Writer, e
 func (g *generation) mint(ctx context.Context, begin func(SnapshotInfo) (io.Writer, error)) (SnapshotInfo, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	p, err := g.pin(func() { cancel(errYield) })
+	p, err := g.pin(func() { cancel(errYield) }, openMapped)
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
@@ -67,71 +69,61 @@ func (g *generation) mint(ctx context.Context, begin func(SnapshotInfo) (io.Writ
 
 	info, plan, err := p.measure(ctx)
 	if err != nil {
-		return SnapshotInfo{}, err
+		return SnapshotInfo{}, g.env.note(err)
 	}
 	out, err := begin(info)
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
-	return info, p.write(ctx, out, plan)
+	return info, g.env.note(p.write(ctx, out, info.State, plan))
 }
 
 // pinned is one state of an environment, read through its file.
 type pinned struct {
 	file    *mdbfile.File
+	where   string // the file
+	values  encoding
 	release func()
+}
+
+// source is what a pinned file is read through.
+type source interface {
+	io.ReaderAt
+	close() error
 }
 
 // pin begins a read transaction and opens the file at it. The writer is kept
 // out meanwhile: LMDB describes only its two latest transactions in the file.
-func (g *generation) pin(interrupt func()) (*pinned, error) {
+func (g *generation) pin(interrupt func(), open func(file string) (source, int64, error)) (*pinned, error) {
 	g.env.writer.Lock()
 	defer g.env.writer.Unlock()
-	t, err := g.env.begin(interrupt)
+	t, err := g.env.beginBy(interrupt, new(sync.Mutex))
 	if err != nil {
 		return nil, err
 	}
-	f, size, err := openFile(filepath.Join(g.dir, dataFile))
-	if err != nil {
-		g.env.end(t)
-		return nil, err
-	}
-	m, err := mapFile(f, size)
-	f.Close() // only read from
+	where := filepath.Join(g.dir, dataFile)
+	from, size, err := open(where)
 	if err != nil {
 		g.env.end(t)
 		return nil, err
 	}
 	release := func() {
-		m.close()
+		from.close() // only read from
 		g.env.end(t)
 	}
-	file, err := mdbfile.OpenTxn(m, size, uint64(t.txn.ID()))
+	file, err := mdbfile.OpenTxn(from, size, t.txn.ID())
 	if err != nil {
 		release()
 		return nil, err
 	}
-	return &pinned{file, release}, nil
+	return &pinned{file: file, where: where, values: g.env.values, release: release}, nil
 }
 
 func (p *pinned) close() { p.release() }
 
-// each calls db with the name of each database, in order, and pair with each of
-// its pairs.
-func (p *pinned) each(ctx context.Context, db func(name string) error, pair func(*mdbfile.Cursor) error) error {
-	for _, name := range []string{dbKV, dbMeta} {
-		if err := db(name); err != nil {
-			return err
-		}
-		if err := p.pairs(ctx, name, pair); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (p *pinned) pairs(ctx context.Context, name string, pair func(*mdbfile.Cursor) error) error {
-	c, err := p.file.Cursor(name)
+// each calls pair with the user's pairs, in order.
+func (p *pinned) each(ctx context.Context, pair func(*mdbfile.Cursor) error) error {
+	c, err := p.file.Cursor(dbKV)
 	if err != nil {
 		return err
 	}
@@ -149,17 +141,38 @@ func (p *pinned) pairs(ctx context.Context, name string, pair func(*mdbfile.Curs
 
 // measure lays the snapshot out.
 func (p *pinned) measure(ctx context.Context) (SnapshotInfo, *mdbfile.Plan, error) {
-	state, err := stateOf(p.file)
+	state, format, err := stateOf(p.file)
 	if err != nil {
 		return SnapshotInfo{}, nil, err
 	}
 	if state.Pos.IsZero() {
 		return SnapshotInfo{}, nil, errors.New("nothing was applied to the store yet")
 	}
+	overhead := checkedLen
+	if format == 1 {
+		overhead = plainLen
+	}
 	var planner mdbfile.Planner
-	err = p.each(ctx, planner.DB, func(c *mdbfile.Cursor) error { return planner.Add(c.Key(), c.ValueLen()) })
+	if err := planner.DB(dbKV); err != nil {
+		return SnapshotInfo{}, nil, err
+	}
+	err = p.each(ctx, func(c *mdbfile.Cursor) error {
+		n := c.ValueLen() - overhead
+		if n < 0 {
+			return &DamageError{p.where, bytes.Clone(c.Key()), fmt.Errorf("%w: its value has %d bytes", ErrDamaged, c.ValueLen())}
+		}
+		return planner.Add(c.Key(), checkedLen+n)
+	})
 	if err != nil {
 		return SnapshotInfo{}, nil, err
+	}
+	if err := planner.DB(dbMeta); err != nil {
+		return SnapshotInfo{}, nil, err
+	}
+	for _, f := range metaFields {
+		if err := planner.Add([]byte(f.key), f.size); err != nil {
+			return SnapshotInfo{}, nil, err
+		}
 	}
 	plan, err := planner.Plan()
 	if err != nil {
@@ -169,18 +182,46 @@ func (p *pinned) measure(ctx context.Context) (SnapshotInfo, *mdbfile.Plan, erro
 	return SnapshotInfo{State: state, Pairs: kv.Entries, Size: plan.Size(), Format: Format}, plan, nil
 }
 
-// write writes what was measured.
-func (p *pinned) write(ctx context.Context, out io.Writer, plan *mdbfile.Plan) error {
+// write writes what was measured. The pairs must have the state's digest, or get
+// one if they are of a format without.
+func (p *pinned) write(ctx context.Context, out io.Writer, state State, plan *mdbfile.Plan) error {
 	w := mdbfile.NewWriter(untilDone{ctx, out}, plan)
-	err := p.each(ctx, w.DB, func(c *mdbfile.Cursor) error {
-		value, err := c.Value()
+	if err := w.DB(dbKV); err != nil {
+		return err
+	}
+	var sum sum
+	var buf []byte
+	err := p.each(ctx, func(c *mdbfile.Cursor) error {
+		raw, err := c.Value()
 		if err != nil {
 			return err
 		}
-		return w.Add(c.Key(), value)
+		value, err := p.values.open(c.Key(), raw)
+		if err != nil {
+			return &DamageError{p.where, bytes.Clone(c.Key()), err}
+		}
+		sum.add(c.Key(), value)
+		if p.values.plain {
+			buf = appendValue(buf[:0], c.Key(), value)
+			raw = buf
+		}
+		return w.Add(c.Key(), raw)
 	})
 	if err != nil {
 		return err
+	}
+	if err := w.DB(dbMeta); err != nil {
+		return err
+	}
+	if p.values.plain {
+		state.Digest = sum.Digest
+	} else if err := sum.matches(state); err != nil {
+		return &DamageError{p.where, nil, err}
+	}
+	for _, f := range metaFields {
+		if err := w.Add([]byte(f.key), f.value(state)); err != nil {
+			return err
+		}
 	}
 	return w.Close()
 }

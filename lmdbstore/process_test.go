@@ -41,6 +41,10 @@ var children = map[string]func(dir string) error{
 	"hold":   childHold,
 	"ulimit": childUlimit,
 	"full":   childFull,
+	"ruin":   childRuin,
+
+	"crowded":     childCrowded,
+	"descriptors": childDescriptors,
 }
 
 type child struct {
@@ -160,11 +164,11 @@ func TestKilled(t *testing.T) {
 
 // childRead answers each key with position and value.
 func childRead(dir string) error {
-	r, err := OpenReader(dir)
+	r, err := OpenReader(dir, ReaderOptions{})
 	if err != nil {
 		return err
 	}
-	if _, err := OpenReader(dir); err == nil {
+	if _, err := OpenReader(dir, ReaderOptions{}); err == nil {
 		return errors.New("the environment is open twice")
 	}
 	fmt.Println("open")
@@ -196,11 +200,11 @@ func childRead(dir string) error {
 func TestReaderInAnotherProcess(t *testing.T) {
 	h := newHistory()
 	dir := t.TempDir()
-	if _, err := OpenReader(dir); !errors.Is(err, os.ErrNotExist) {
+	if _, err := OpenReader(dir, ReaderOptions{}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("reader of an empty directory: %v", err)
 	}
 	s := open(t, dir, Options{MapSize: minMapBytes})
-	if _, err := OpenReader(dir); err == nil {
+	if _, err := OpenReader(dir, ReaderOptions{}); err == nil {
 		t.Error("the process that owns the store opened a reader too")
 	}
 	if _, err := Open(dir, Options{}); !errors.Is(err, ErrInUse) {
@@ -246,7 +250,7 @@ func TestReaderInAnotherProcess(t *testing.T) {
 
 // childHold holds a read transaction until it is killed.
 func childHold(dir string) error {
-	r, err := OpenReader(dir)
+	r, err := OpenReader(dir, ReaderOptions{})
 	if err != nil {
 		return err
 	}
@@ -341,12 +345,17 @@ func childFull(dir string) error {
 	return s.Close()
 }
 
-func TestDiskFull(t *testing.T) {
-	c := start(t, "full", t.TempDir(), &syscall.SysProcAttr{
+// mounting has a child mount file systems that nobody else sees.
+func mounting() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWNS | syscall.CLONE_NEWUSER,
 		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	})
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	c := start(t, "full", t.TempDir(), mounting())
 	first := c.line(t)
 	if strings.HasPrefix(first, "skip:") {
 		t.Skip(first)

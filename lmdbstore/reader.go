@@ -15,10 +15,18 @@ import (
 // foreignReaders bounds a Reader's concurrent read transactions.
 const foreignReaders = 64
 
+// ReaderOptions configure a reader. The zero value is ready to use.
+type ReaderOptions struct {
+	// Unchecked leaves the checksums of the values out: what a damaged disk made
+	// of a value is then returned as it is.
+	Unchecked bool
+}
+
 // Reader reads a store that another process owns, and follows its switches.
 // Its methods may be called concurrently.
 type Reader struct {
 	dir     string
+	options ReaderOptions
 	current string // path of CURRENT
 	stale   atomic.Int64
 
@@ -38,8 +46,8 @@ type stamp struct {
 // OpenReader opens the store in dir for reading. It needs write permission on
 // the lock file, as every LMDB reader does. The process that owns the store
 // reads through its Store instead.
-func OpenReader(dir string) (*Reader, error) {
-	r := &Reader{dir: dir, current: filepath.Join(dir, currentFile)}
+func OpenReader(dir string, o ReaderOptions) (*Reader, error) {
+	r := &Reader{dir: dir, options: o, current: filepath.Join(dir, currentFile)}
 	if _, err := r.follow(); err != nil {
 		return nil, fmt.Errorf("open reader: %w", err)
 	}
@@ -85,12 +93,14 @@ func (r *Reader) open() (*env, error) {
 		return nil, err
 	}
 	dir := filepath.Join(r.dir, nameOf(number))
-	if err := inspectLive(filepath.Join(dir, dataFile)); err != nil {
+	format, err := inspectLive(filepath.Join(dir, dataFile))
+	if err != nil {
 		return nil, err
 	}
 	return openEnv(dir, envOptions{
 		maxReaders: foreignReaders, slots: readerSlots(foreignReaders), readonly: true,
-		log: slog.New(slog.DiscardHandler), stale: &r.stale,
+		values: encoding{plain: format == 1, unchecked: r.options.Unchecked},
+		log:    slog.New(slog.DiscardHandler), stale: &r.stale,
 	})
 }
 

@@ -1,15 +1,19 @@
 package lmdbstore
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/qs-peer/qs-peer/lmdbstore/internal/guard"
 )
 
 // readTxn is a slot of the pool with its LMDB transaction, which is reset
 // between uses and renewed for the next.
 type readTxn struct {
-	txn       *lmdbTxn
+	txn       *guard.Txn
+	scratch   []byte // what get returns, until the next
 	since     time.Time
 	index     int    // in readers.busy
 	epoch     uint64 // the readers' when the slot was taken
@@ -119,7 +123,7 @@ func (r *readers) tryDrain() bool {
 // empty aborts the idle transactions. The caller holds mu.
 func (r *readers) empty() {
 	for _, t := range r.idle {
-		t.txn.Abort()
+		_ = t.txn.Abort() // faults only if the environment is damaged, which is known
 	}
 	r.idle = nil
 	r.max = r.limit
@@ -183,7 +187,17 @@ func (r *readers) shrink() bool {
 // called when the environment is to be drained; without it, the transaction is
 // expected to be short.
 func (e *env) begin(interrupt func()) (*readTxn, error) {
+	return e.beginBy(interrupt, &e.writer)
+}
+
+// beginBy is begin for who may hold e.writer already; then writer is a lock that nobody
+// else has.
+func (e *env) beginBy(interrupt func(), writer sync.Locker) (*readTxn, error) {
+	reopened := false
 	for {
+		if err := e.injury.get(); err != nil {
+			return nil, err
+		}
 		t, err := e.readers.take(interrupt)
 		if err != nil {
 			return nil, err
@@ -193,21 +207,32 @@ func (e *env) begin(interrupt func()) (*readTxn, error) {
 		}
 		resized, full := isMapResized(err), isReadersFull(err)
 		relieved := full && e.checkReaders() > 0
+		// Of the two the lock file is made anew when the environment is opened again.
+		var fault *guard.Fault
+		if errors.As(err, &fault) && fault.Stale && e.lock != nil && !reopened {
+			reopened = true
+			e.log.Error("the lock file and the data file do not belong together; the environment is opened again", "dir", e.dir)
+			err = fmt.Errorf("%w: %w", errBroken, err)
+		}
 		if t.txn != nil {
-			t.txn.Abort()
+			err = after(err, t.txn.Abort())
 		}
 		e.readers.give(t, false)
 		switch {
-		case resized: // by the process that owns the store
-			if err := e.adoptMap(t.epoch); err != nil {
+		case needsHealing(err):
+			if err := e.healBy(t.epoch, writer); err != nil {
 				return nil, err
 			}
-		case relieved:
+		case resized: // by the process that owns the store
+			if err := e.adoptMap(t.epoch, writer); err != nil {
+				return nil, err
+			}
+		case relieved, isBadSlot(err): // the next one gets another slot
 		case full && e.readers.shrink(): // to what other processes left us
 		case full:
 			return nil, fmt.Errorf("begin read transaction in %s: other processes take all %d slots: %w", e.dir, e.slots, err)
 		default:
-			return nil, fmt.Errorf("begin read transaction in %s: %w", e.dir, err)
+			return nil, e.note(fmt.Errorf("begin read transaction in %s: %w", e.dir, err))
 		}
 	}
 }
@@ -219,35 +244,52 @@ func (e *env) start(t *readTxn) error {
 	if e.broken != nil {
 		return e.broken
 	}
-	txn, err := e.ldb.BeginTxn(nil, flagReadonly)
+	if err := e.checkLock(t.epoch, (*lockView).check); err != nil { // a new transaction takes a lock
+		return err
+	}
+	txn, err := e.ldb.Begin(flagReadonly)
 	if err != nil {
 		return err
 	}
-	txn.RawRead = true
 	t.txn = txn
 	return nil
 }
 
-func (e *env) adoptMap(epoch uint64) error {
-	e.writer.Lock()
-	defer e.writer.Unlock()
+func (e *env) adoptMap(epoch uint64, writer sync.Locker) error {
+	writer.Lock()
+	defer writer.Unlock()
 	return e.remap(0, epoch)
 }
 
 // end ends a read transaction.
 func (e *env) end(t *readTxn) {
-	t.txn.Reset()
-	e.readers.give(t, true)
+	keep := e.note(t.txn.Reset()) == nil && e.injury.get() == nil
+	if !keep {
+		_ = t.txn.Abort() // the damage is noted
+	}
+	e.readers.give(t, keep)
 }
 
-// get returns what LMDB holds, which points into the map.
-func (t *readTxn) get(dbi lmdbDBI, key []byte) (raw []byte, ok bool, err error) {
-	raw, err = t.txn.Get(dbi, key)
-	if err == nil {
-		return raw, true, nil
+// get returns a copy of what LMDB holds.
+func (t *readTxn) get(dbi guard.DBI, key []byte) (raw []byte, ok bool, err error) {
+	return found(t.txn.Get(dbi, key, nil, nil))
+}
+
+// scratchKept is the largest buffer that a transaction keeps, in bytes.
+const scratchKept = 1 << 16
+
+// peek is get of what is needed until the next peek only.
+func (t *readTxn) peek(dbi guard.DBI, key []byte) (raw []byte, ok bool, err error) {
+	raw, ok, err = found(t.txn.Get(dbi, key, t.scratch, nil))
+	if cap(raw) > cap(t.scratch) && cap(raw) <= scratchKept {
+		t.scratch = raw
 	}
+	return raw, ok, err
+}
+
+func found(raw []byte, err error) ([]byte, bool, error) {
 	if isNotFound(err) {
 		return nil, false, nil
 	}
-	return nil, false, err
+	return raw, err == nil, err
 }

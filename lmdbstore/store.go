@@ -19,8 +19,17 @@ import (
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
-// Format is the version of the environment's layout.
-const Format = 1
+// PageSize is how much of an environment is damaged at least if some of it is, in bytes.
+const PageSize = mdbfile.PageSize
+
+// Formats of an environment.
+const (
+	// Format is the version of the layout that is written.
+	Format = 2
+	// OldestFormat can still be read. A Store makes it Format when it opens or
+	// installs it.
+	OldestFormat = 1
+)
 
 // Errors that callers branch on.
 var (
@@ -43,6 +52,9 @@ type Options struct {
 	MapSize int64
 	// MaxReaders bounds concurrent read transactions. Default 512.
 	MaxReaders int
+	// Verify says how much of the environment Open reads before it is mapped.
+	// Default VerifySampled.
+	Verify Verify
 	// Logger gets switches, growth and stale readers. Default: discarded.
 	Logger *slog.Logger
 	// Registerer gets the qs_store_* metrics. Default: none.
@@ -61,6 +73,9 @@ func (o Options) validate() (Options, error) {
 	}
 	if o.MapSize < minMapBytes {
 		return o, fmt.Errorf("map size is %d bytes; allowed are %d and more", o.MapSize, minMapBytes)
+	}
+	if o.Verify < 0 || int(o.Verify) >= len(verifyNames) {
+		return o, fmt.Errorf("verify is %d; allowed are quick, sampled and full", o.Verify)
 	}
 	if o.MaxReaders < 1 || o.MaxReaders > 1<<16 {
 		return o, fmt.Errorf("max readers is %d; allowed are 1 to %d", o.MaxReaders, 1<<16)
@@ -145,6 +160,14 @@ func (s *Store) open() (err error) {
 			return err
 		}
 	}
+	if !create {
+		if err := s.verify(filepath.Join(s.dir, nameOf(s.newest))); err != nil {
+			return missingAsDamage(err)
+		}
+		if s.newest, err = s.upgradeCurrent(s.newest); err != nil {
+			return err
+		}
+	}
 	g, err := s.openGeneration(s.newest, create)
 	if err != nil {
 		return err
@@ -196,6 +219,14 @@ func (s *Store) with(fn func(*generation) error) error {
 		}
 	}
 }
+
+// Generation returns the number of the current generation, which changes with
+// every switch.
+func (s *Store) Generation() uint64 { return s.current.Load().number }
+
+// DataFile returns the path of the current generation's environment. LMDB writes to it
+// whenever something is applied.
+func (s *Store) DataFile() string { return filepath.Join(s.current.Load().dir, dataFile) }
 
 // State returns the current generation's state.
 func (s *Store) State() State { return *s.current.Load().state.Load() }
@@ -324,7 +355,7 @@ func (s *Store) Close() error {
 	if preparing != nil {
 		err = preparing.Discard()
 	}
-	err = errors.Join(err, s.current.Load().env.close())
+	err = errors.Join(err, s.current.Load().close())
 	s.metrics.unregister()
 	return errors.Join(err, s.lock.Close())
 }

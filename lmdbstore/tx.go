@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -19,8 +20,11 @@ type Tx struct {
 }
 
 // view runs fn in a read transaction.
-func (e *env) view(fn func(*Tx) error) error {
-	t, err := e.begin(nil)
+func (e *env) view(fn func(*Tx) error) error { return e.viewBy(&e.writer, fn) }
+
+// viewBy is view for who may hold e.writer already.
+func (e *env) viewBy(writer sync.Locker, fn func(*Tx) error) error {
+	t, err := e.beginBy(nil, writer)
 	if err != nil {
 		return err
 	}
@@ -29,7 +33,10 @@ func (e *env) view(fn func(*Tx) error) error {
 		tx.t = nil
 		e.end(t)
 	}()
-	return fn(tx)
+	if err := fn(tx); err != nil {
+		return err
+	}
+	return e.injury.get()
 }
 
 // get appends key's value to dst.
@@ -42,14 +49,30 @@ func (e *env) get(dst, key []byte) (value []byte, ok bool, err error) {
 		return dst, false, err
 	}
 	defer e.end(t)
-	raw, ok, err := t.get(e.kv, key)
-	if err == nil && ok {
-		raw, err = untag(raw)
+	raw, ok, err := t.peek(e.kv, key)
+	if raw, err = e.take(t, key, raw, ok, err); err != nil {
+		return dst, false, err
+	}
+	value = append(dst, raw...)
+	if err := e.injury.get(); err != nil {
+		return dst, false, err
+	}
+	return value, ok, nil
+}
+
+// take makes the user's value of what a search for key found, and verifies it.
+func (e *env) take(t *readTxn, key, raw []byte, ok bool, err error) ([]byte, error) {
+	switch {
+	case err != nil:
+	case ok:
+		raw, err = e.values.open(key, raw)
+	default:
+		err = e.absent(t, key)
 	}
 	if err != nil {
-		return dst, false, fmt.Errorf("get %q: %w", key, err)
+		return nil, e.note(fmt.Errorf("get: %w", e.pairError(key, err)))
 	}
-	return append(dst, raw...), ok, nil
+	return raw, nil
 }
 
 // storable reports whether there can be such a key.
@@ -60,7 +83,8 @@ func (t *Tx) State() (State, error) {
 	if t.t == nil {
 		return State{}, errTxEnded
 	}
-	return readState(func(key string) ([]byte, bool, error) { return t.t.get(t.env.meta, []byte(key)) })
+	state, _, err := readState(func(key string) ([]byte, bool, error) { return t.t.get(t.env.meta, []byte(key)) })
+	return state, t.env.note(err)
 }
 
 // Pairs returns the number of the user's pairs.
@@ -68,16 +92,11 @@ func (t *Tx) Pairs() (uint64, error) {
 	if t.t == nil {
 		return 0, errTxEnded
 	}
-	stat, err := t.t.txn.Stat(t.env.kv)
-	if err != nil {
-		return 0, err
-	}
-	return stat.Entries, nil
+	n, err := t.t.txn.Entries(t.env.kv)
+	return n, t.env.note(err)
 }
 
-// Get returns key's value, which points into the map: it is valid until the
-// transaction ends and must not be written to. A key that cannot be stored is
-// not there.
+// Get returns a copy of key's value. A key that cannot be stored is not there.
 func (t *Tx) Get(key []byte) (value []byte, ok bool, err error) {
 	if t.t == nil {
 		return nil, false, errTxEnded
@@ -86,13 +105,53 @@ func (t *Tx) Get(key []byte) (value []byte, ok bool, err error) {
 		return nil, false, nil
 	}
 	raw, ok, err := t.t.get(t.env.kv, key)
-	if err == nil && ok {
-		raw, err = untag(raw)
+	raw, err = t.env.take(t.t, key, raw, ok, err)
+	return raw, ok && err == nil, err
+}
+
+// GetWithin is Get, and asks room before it takes memory for a long value (from 64 KiB
+// on). An error of room is returned as it is.
+func (t *Tx) GetWithin(key []byte, room func(bytes int) error) (value []byte, ok bool, err error) {
+	if t.t == nil {
+		return nil, false, errTxEnded
+	}
+	if !storable(key) {
+		return nil, false, nil
+	}
+	var refused error
+	raw, ok, err := found(t.t.txn.Get(t.env.kv, key, nil, func(n int) error {
+		refused = room(n)
+		return refused
+	}))
+	if refused != nil {
+		return nil, false, refused
+	}
+	raw, err = t.env.take(t.t, key, raw, ok, err)
+	return raw, ok && err == nil, err
+}
+
+// Size returns the length of key's value, which it does not read.
+func (t *Tx) Size(key []byte) (bytes int, ok bool, err error) {
+	if t.t == nil {
+		return 0, false, errTxEnded
+	}
+	if !storable(key) {
+		return 0, false, nil
+	}
+	if t.env.values.plain { // what stands before a value differs
+		v, ok, err := t.Get(key)
+		return len(v), ok, err
+	}
+	n, err := t.t.txn.Size(t.env.kv, key)
+	if isNotFound(err) {
+		_, err = t.env.take(t.t, key, nil, false, nil)
+		return 0, false, err
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("get %q: %w", key, err)
+		_, err = t.env.take(t.t, key, nil, false, err)
+		return 0, false, err
 	}
-	return raw, ok, nil
+	return max(0, n-checkedLen), true, nil
 }
 
 // Range selects pairs by key. The zero value selects all, ascending.
@@ -102,6 +161,11 @@ type Range struct {
 	End     []byte // only keys < End; nil: no bound
 	Reverse bool   // descending
 	Limit   int    // at most so many pairs; 0: no limit
+	// KeysOnly leaves values out: they are verified, but take no memory.
+	KeysOnly bool
+	// Room, if not nil, is asked before more memory is taken for long values (from 64 KiB
+	// on); an error of it ends the scan, and is returned.
+	Room func(bytes int) error
 }
 
 // bounds returns the range as start ≤ key < end, where a nil end is no bound.
@@ -145,17 +209,36 @@ func (t *Tx) Scan(r Range, fn func(key, value []byte) error) error {
 		first, step = lastBefore, opPrev
 		from = end
 	}
-	c, key, raw, err := first(t, from)
+	c, key, raw, err := first(t, &r, from)
 	if c != nil {
 		defer c.Close()
 	}
-	for n := 0; err == nil; key, raw, err = c.Get(nil, nil, step) {
+	if err == nil || isNotFound(err) {
+		if wrong := t.env.landed(t.t, from); wrong != nil {
+			return t.env.note(fmt.Errorf("scan: %w", wrong))
+		}
+	}
+	var last []byte // key; a damaged one, or a damaged page above, breaks the order
+	for n := 0; err == nil; key, raw, err = c.Get(nil, step) {
+		var value []byte
+		if raw == nil {
+			err = t.env.values.check(key, c.Part)
+		} else {
+			value, err = t.env.values.open(key, raw)
+		}
+		if err != nil {
+			return t.env.note(fmt.Errorf("scan: %w", t.env.pairError(key, err)))
+		}
+		if r.KeysOnly {
+			value = nil
+		}
+		if order := bytes.Compare(last, key); n > 0 && (order == 0 || order > 0 != r.Reverse) {
+			return t.env.note(fmt.Errorf("scan: %w", t.env.pairError(key, fmt.Errorf("%w: it follows %q", ErrDamaged, last))))
+		}
+		last = append(last[:0], key...)
+		// Only now: a damaged key may seem to be out of range.
 		if r.Reverse && bytes.Compare(key, start) < 0 || !r.Reverse && end != nil && bytes.Compare(key, end) >= 0 {
 			return nil
-		}
-		value, err := untag(raw)
-		if err != nil {
-			return fmt.Errorf("scan at %q: %w", key, err)
 		}
 		if err := fn(key, value); err != nil {
 			if errors.Is(err, ErrStop) {
@@ -170,5 +253,5 @@ func (t *Tx) Scan(r Range, fn func(key, value []byte) error) error {
 	if isNotFound(err) {
 		return nil
 	}
-	return fmt.Errorf("scan: %w", err)
+	return t.env.note(fmt.Errorf("scan: %w", err))
 }

@@ -67,18 +67,30 @@ func (h *holding) waits(i int, l *link, now time.Time) bool {
 	return asked && p.link != nil && p.link != l && now.Sub(p.at) < hideFor
 }
 
-// reveal makes a message that says nothing, such as there is one a second at least,
-// say which hidden pieces the peer has that did not come from elsewhere in time. s.mu is held.
-func (s *Swarm) reveal(l *link, m *pp.Message) {
-	h, now, due := l.holding, time.Now(), false
+// overdue reports whether a hidden piece did not come from elsewhere in time. Then the
+// connection is nudged: peers say nothing of their own accord who want nothing. Swarm.mu is held.
+func (l *link) overdue(now time.Time) bool {
 	for i := range l.hidden {
-		if good := h.store.isGood(i); good || !h.waits(i, l, now) {
+		if l.holding.store.isGood(i) {
 			delete(l.hidden, i)
-			due = due || !good
+		} else if !l.holding.waits(i, l, now) {
+			return true
 		}
 	}
-	if !due {
+	return false
+}
+
+// reveal makes a message that says nothing say which hidden pieces the peer has that did
+// not come from elsewhere in time. s.mu is held.
+func (s *Swarm) reveal(l *link, m *pp.Message) {
+	now := time.Now()
+	if !l.overdue(now) {
 		return
+	}
+	for i := range l.hidden {
+		if !l.holding.waits(i, l, now) {
+			delete(l.hidden, i)
+		}
 	}
 	bits := make([]bool, (len(l.has)+7)/8*8) // the client wants whole bytes
 	for i, has := range l.has {

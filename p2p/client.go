@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +39,7 @@ var errTimeout = errors.New("the peer took too long")
 type Client struct {
 	name    string
 	signed  bool
+	digests bool
 	show    func() []byte
 	http    *http.Client
 	pieces  *http.Client // connections of their own: a piece may hold one for long
@@ -55,6 +57,8 @@ type ClientOptions struct {
 	// SignedHeads asks for signed heads with each log stream, and refuses peers
 	// that send none.
 	SignedHeads bool
+	// Digests asks for the digests of what peers applied with each log stream.
+	Digests bool
 	// ShowHead returns a signed head that is shown to peers whose log is asked
 	// for, nil for none. Default: none.
 	ShowHead func() []byte
@@ -99,6 +103,7 @@ func NewClient(o ClientOptions) *Client {
 	return &Client{
 		name:    o.Name,
 		signed:  o.SignedHeads,
+		digests: o.Digests,
 		show:    o.ShowHead,
 		http:    &http.Client{Transport: small, CheckRedirect: refuseRedirect},
 		pieces:  &http.Client{Transport: pieces, CheckRedirect: refuseRedirect},
@@ -184,7 +189,14 @@ func isAnswer(err error) bool {
 // dataset accepts any (a node that holds nothing yet); Stream.Dataset then
 // tells which it is.
 func (c *Client) Stream(ctx context.Context, from Target, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
-	s, err := c.stream(ctx, from, dataset, after)
+	query := url.Values{}
+	if c.signed {
+		query.Set(headsQuery, headsSigned)
+	}
+	if c.digests {
+		query.Set(digestsQuery, digestsSent)
+	}
+	s, err := c.stream(ctx, from, dataset, after, query)
 	if err != nil {
 		c.metrics.failed.Inc()
 		return nil, fmt.Errorf("stream the log of %s after entry %d: %w", from, after.Seq, err)
@@ -192,13 +204,48 @@ func (c *Client) Stream(ctx context.Context, from Target, dataset txlog.DatasetI
 	return s, nil
 }
 
-func (c *Client) stream(ctx context.Context, from Target, dataset txlog.DatasetID, after txlog.Pos) (*Stream, error) {
+// Range fetches the entries after one position up to another, which prove
+// themselves by leading there, and hands them to take in order. An error of take
+// is returned as it is. A *txlog.TrimmedError or *txlog.DivergedError is what the
+// peer answered. Range returns how many bytes of entries arrived.
+func (c *Client) Range(ctx context.Context, from Target, dataset txlog.DatasetID, after, until txlog.Pos, take func([]txlog.Entry) error) (bytes int64, err error) {
+	fail := func(err error) (int64, error) {
+		return bytes, fmt.Errorf("fetch entries %d to %d of %s: %w", after.Seq+1, until.Seq, from, err)
+	}
+	s, err := c.stream(ctx, from, dataset, after, url.Values{untilQuery: {strconv.FormatUint(until.Seq, 10)}})
+	if err != nil {
+		c.metrics.failed.Inc()
+		return fail(err)
+	}
+	defer s.Close()
+	for after.Seq < until.Seq {
+		part, err := s.Next(rangeBatch)
+		if err != nil {
+			return fail(err)
+		}
+		for i := range part.Entries {
+			bytes += int64(len(part.Entries[i].Frame()))
+		}
+		if n := len(part.Entries); n > 0 {
+			after = part.Entries[n-1].Pos()
+			if err := take(part.Entries); err != nil {
+				return bytes, err
+			}
+		} else if part.Head.Pos.Seq <= after.Seq {
+			return fail(fmt.Errorf("%w: its log ends at entry %d", ErrNotHeld, part.Head.Pos.Seq))
+		}
+	}
+	return bytes, nil
+}
+
+// wants reports whether a query asks for something in addition.
+func wants(query url.Values, name, value string) bool { return query.Get(name) == value }
+
+// stream asks for a log stream; what else is asked for is in query.
+func (c *Client) stream(ctx context.Context, from Target, dataset txlog.DatasetID, after txlog.Pos, query url.Values) (*Stream, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	opening := time.AfterFunc(openTimeout, func() { cancel(errTimeout) })
-	query := url.Values{"after": {after.String()}}
-	if c.signed {
-		query.Set(headsQuery, headsSigned)
-	}
+	query.Set("after", after.String())
 	resp, err := c.get(ctx, c.http, from, logPath, query, dataset)
 	if err != nil {
 		opening.Stop()
@@ -219,13 +266,13 @@ func (c *Client) stream(ctx context.Context, from Target, dataset txlog.DatasetI
 		return fail(fmt.Errorf("%w: the stream is of no dataset", ErrProtocol))
 	case !dataset.IsZero() && got != dataset:
 		return fail(fmt.Errorf("%w: asked for %s, the peer sends %s", ErrOtherDataset, dataset, got))
-	case c.signed && resp.Header.Get(headsHeader) != headsSigned:
+	case wants(query, headsQuery, headsSigned) && resp.Header.Get(headsHeader) != headsSigned:
 		return fail(fmt.Errorf("%w: it trusts no keys, or runs an older version", ErrUnsigned))
 	}
 	if !opening.Stop() {
 		return fail(errTimeout)
 	}
-	return newStream(ctx, cancel, resp.Body, from.Addr, got, after, c)
+	return newStream(ctx, cancel, resp.Body, from.Addr, got, after, query, c)
 }
 
 // Manifest fetches a snapshot's manifest: at most 64 KiB, unverified.

@@ -51,6 +51,7 @@
 // (Qs-Protocol: 1) and, where a dataset is concerned, its id (Qs-Dataset):
 //
 //	GET /p2p/v1/log?after=SEQ/HASH     a stream that never ends: zstd of frames (below)
+//	GET /p2p/v1/digest?seq=N           the digest of all pairs after entry N: {"pos":"SEQ/HASH","digest":"64 hexadecimal digits"}
 //	GET /p2p/v1/snapshot/INFOHASH/manifest
 //	GET /p2p/v1/snapshot/INFOHASH/torrent
 //	GET /p2p/v1/snapshot/INFOHASH/have          which pieces the peer holds
@@ -66,6 +67,8 @@
 //	     this package does not read; only to who asks for it with &heads=signed,
 //	     which the answer confirms with Qs-Heads: signed. It is sent behind the
 //	     entry that it is of, or, to say how long the log is, before the entries
+//	'D'  digest: seq u64, hash 32 bytes, digest 32 bytes: what the sender's store
+//	     holds now; behind each 'H', only to who asks for it with &digests=applied
 //
 // Who asks for the log may show a signed head that it knows (Qs-Head, base64), by
 // which the sender notices when its own log is not what was signed.
@@ -73,7 +76,7 @@
 // A position that the sender no longer holds is 410 Gone with a JSON body that
 // becomes a *txlog.TrimmedError again; a diverged one 409 and a
 // *txlog.DivergedError; another dataset 421 and ErrOtherDataset; a snapshot that
-// is not held 404 and ErrNotHeld; a malformed request, or one with a body, 400 and
+// is not held 404 and ErrNotHeld, a digest that is not known 404 and ErrNoDigest; a malformed request, or one with a body, 400 and
 // ErrProtocol; one by somebody who may not fetch 403 and ErrForbidden; a
 // peer without a dataset, or with too many streams or requests, 503 with
 // Retry-After and a *BusyError.

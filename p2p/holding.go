@@ -37,6 +37,7 @@ type holding struct {
 	seen         []int                            // how many connected peers have each piece, if fetched
 	pending      map[int]pending                  // what the client asked peers for, if fetched
 	offers       *offers                          // what the client knows to be missing, if fetched
+	coming       map[int]time.Time                // what sources were asked for, since when, if fetched
 	dials        map[torrent.PeerID]*dial
 	lastData     time.Time // when useful payload last came
 	stalls       int       // how often in a row the watchdog intervened
@@ -47,6 +48,7 @@ type link struct {
 	peer    torrent.PeerID
 	holding *holding
 	since   time.Time
+	conn    *conn // nil: closed already
 
 	// Guarded by Swarm.mu.
 	unclaimed int64            // bytes of the last block, until it is known to be useful
@@ -148,12 +150,12 @@ func (s *Swarm) connAdded(c *torrent.PeerConn) {
 	// No extension is spoken, above all not hole punching, by which a peer can
 	// make us dial an address of its choice.
 	c.LocalLtepProtocolMap = new(torrent.LocalLtepProtocolMap)
-	s.network.identify(c.RemoteAddr, c.PeerID)
+	conn := s.network.identify(c.RemoteAddr, c.PeerID)
 	ih := chunker.InfoHash(c.Torrent().InfoHash())
 	now := time.Now()
 	s.mu.Lock()
 	if h := s.holdings[ih]; h != nil {
-		s.links[c] = &link{peer: c.PeerID, holding: h, since: now}
+		s.links[c] = &link{peer: c.PeerID, holding: h, since: now, conn: conn}
 		c.PeerMaxRequests = workerWindow
 	}
 	s.mu.Unlock()

@@ -25,8 +25,13 @@ const (
 	// the failures before it forgotten.
 	provenAfter = 5 * time.Second
 	// politeDelay is how long the peer that should be dialled waits for the
-	// other to do it, so that two do not dial each other at once.
-	politeDelay = 100 * time.Millisecond
+	// other to do it, so that two do not dial each other at once; and politeLonger if
+	// it is known that the other fetches the same, and so does. Handshakes of many
+	// nodes that start at once take that long.
+	politeDelay  = 100 * time.Millisecond
+	politeLonger = 500 * time.Millisecond
+	// settledAfter is how long nobody new was heard of when all are taken to be known.
+	settledAfter = time.Second
 
 	// stallAfter is how long a fetch may receive nothing, while connected to
 	// peers that have what it lacks, before their connections are made anew. It
@@ -140,9 +145,16 @@ func (s *Swarm) tend(now time.Time) {
 	var todo []work
 	var damaged []*holding
 	var hangUp []*torrent.PeerConn
+	connecting := s.network.connecting()
 	s.mu.Lock()
 	s.forgetShuns(now)
 	for c, l := range s.links {
+		if l.conn != nil && l.overdue(now) {
+			l.conn.nudge.give(l.conn.Conn)
+		}
+		if l.has != nil && l.holding.fetching {
+			l.holding.offerSome(l)
+		}
 		// After damage here, peers connect again and hear what is left.
 		if s.isShunned(l.peer, now) || l.holding.damaged {
 			hangUp = append(hangUp, c)
@@ -154,7 +166,7 @@ func (s *Swarm) tend(now time.Time) {
 			damaged = append(damaged, h)
 		}
 		if h.fetching {
-			todo = append(todo, work{h, s.toDial(h, now), s.stalled(h, now)})
+			todo = append(todo, work{h, s.toDial(h, connecting, now), s.stalled(h, now)})
 		}
 	}
 	s.mu.Unlock()
@@ -196,8 +208,9 @@ func (s *Swarm) lose(h *holding, i int) {
 
 // toDial returns the peers to be dialled now for a torrent: the neighbours in
 // this node's colo that the graph wants, and others in their place while some
-// are out of reach. s.mu is held.
-func (s *Swarm) toDial(h *holding, now time.Time) []torrent.PeerID {
+// are out of reach. Those who are connecting are not: handshakes take seconds where
+// processors are busy, and to dial again, or somebody else, makes them busier. s.mu is held.
+func (s *Swarm) toDial(h *holding, connecting map[torrent.PeerID]bool, now time.Time) []torrent.PeerID {
 	connected := make(map[torrent.PeerID]bool)
 	for _, l := range s.links {
 		if l.holding != h {
@@ -215,15 +228,30 @@ func (s *Swarm) toDial(h *holding, now time.Time) []torrent.PeerID {
 		}
 	}
 	order, want := graph.Order(h.torrent.InfoHash(), s.self, peers)
-	return s.dialAmong(h, order, want, connected, now)
+	return s.dialAmong(h, order, want, connected, connecting, now)
 }
 
 // dialAmong chooses among the first want of an order, and for each of them that
 // is out of reach one of those after them. s.mu is held.
-func (s *Swarm) dialAmong(h *holding, order []torrent.PeerID, want int, connected map[torrent.PeerID]bool, now time.Time) (ids []torrent.PeerID) {
-	spare, lost := 0, 0
-	for _, id := range order[min(want, len(order)):] {
-		if connected[id] {
+//
+// Nodes that start at once hear of each other little by little, and each one more
+// makes others neighbours. Who would dial them all ended up with everybody. So beyond
+// some connections only neighbours on the first ring are dialled, by which all
+// are connected: beyond half of graph.Degree (others dial as many) as long as more are
+// heard of, then graph.Degree, and all if they are few.
+func (s *Swarm) dialAmong(h *holding, order []torrent.PeerID, want int, connected, connecting map[torrent.PeerID]bool, now time.Time) (ids []torrent.PeerID) {
+	enough := graph.Degree
+	if now.Sub(s.grown) < settledAfter {
+		enough /= 2
+	} else if want == len(order) {
+		enough = want
+	}
+	spare, lost, have := 0, 0, 0
+	for i, id := range order {
+		if !connected[id] && (!connecting[id] || h.failed(id)) {
+			continue
+		}
+		if have++; i >= want {
 			spare++
 		}
 	}
@@ -235,32 +263,52 @@ func (s *Swarm) dialAmong(h *holding, order []torrent.PeerID, want int, connecte
 			continue
 		}
 		shunned := s.isShunned(id, now)
-		if d := h.dials[id]; i < want && (shunned || d != nil && d.failures > 1) {
+		failed := shunned || h.failed(id)
+		if failed && i < want {
 			lost++
 		}
-		if shunned || !h.due(id, s.self, now) {
+		if have >= enough && i >= graph.FirstRing || connecting[id] || shunned || !h.due(id, s.polite(h, id), now) {
 			continue
 		}
 		if i >= want {
 			spare++
+		}
+		if !failed {
+			have++
 		}
 		ids = append(ids, id)
 	}
 	return ids
 }
 
+// failed reports whether a peer seems to be out of reach. Swarm.mu is held.
+func (h *holding) failed(id torrent.PeerID) bool {
+	d := h.dials[id]
+	return d != nil && d.failures > 1
+}
+
+// polite returns for how long a peer is to be waited for before it is dialled. s.mu
+// is held.
+func (s *Swarm) polite(h *holding, id torrent.PeerID) time.Duration {
+	// Of two connections between a pair the client keeps the one that the
+	// higher id opened.
+	switch {
+	case bytes.Compare(s.self[:], id[:]) > 0:
+		return 0
+	case s.roster[id].Fetching == h.torrent.InfoHash():
+		return politeLonger
+	default:
+		return politeDelay
+	}
+}
+
 // due reports whether a peer that is not connected is to be dialled now, and
-// notes that it is. Swarm.mu is held.
-func (h *holding) due(id, self torrent.PeerID, now time.Time) bool {
+// notes that it is. The first time it is not before so long. Swarm.mu is held.
+func (h *holding) due(id torrent.PeerID, first time.Duration, now time.Time) bool {
 	d := h.dials[id]
 	if d == nil {
-		d = new(dial)
+		d = &dial{next: now.Add(first)}
 		h.dials[id] = d
-		// Of two connections between a pair the client keeps the one that the
-		// higher id opened.
-		if bytes.Compare(self[:], id[:]) < 0 {
-			d.next = now.Add(politeDelay)
-		}
 	}
 	if now.Before(d.next) {
 		return false
@@ -270,8 +318,8 @@ func (h *holding) due(id, self torrent.PeerID, now time.Time) bool {
 	return true
 }
 
-// stalled returns the connections of a torrent if it received nothing for too
-// long. s.mu is held.
+// stalled returns the connections of a torrent whose peers have what it lacks, if it
+// received nothing for too long. s.mu is held.
 func (s *Swarm) stalled(h *holding, now time.Time) []*torrent.PeerConn {
 	patience := min(stallAfter<<min(h.stalls, 8), stallMax)
 	if now.Sub(h.lastData) < patience {
@@ -279,28 +327,24 @@ func (s *Swarm) stalled(h *holding, now time.Time) []*torrent.PeerConn {
 	}
 	var conns []*torrent.PeerConn
 	for c, l := range s.links {
-		if l.holding == h && now.Sub(l.since) >= stallAfter {
+		if l.holding == h && now.Sub(l.since) >= stallAfter && h.store.lacksAnyOf(l.has) {
 			conns = append(conns, c)
 		}
 	}
 	return conns
 }
 
-// unstall closes those connections whose peer has pieces that are missing here:
-// something is wrong with them. They are dialled again.
+// unstall closes connections that brought nothing of what is missing here: something
+// is wrong with them. They are dialled again.
 func (s *Swarm) unstall(h *holding, conns []*torrent.PeerConn) {
-	closed := 0
-	for _, c := range conns {
-		if h.store.lacksAnyOf(c.PeerPieces()) {
-			c.Close()
-			closed++
-		}
-	}
-	if closed == 0 {
+	if len(conns) == 0 {
 		return
 	}
+	for _, c := range conns {
+		c.Close()
+	}
 	s.metrics.stalls.Inc()
-	s.o.Logger.Warn("fetch stalled: connections are made anew", "torrent", h.torrent.Name(), "connections", closed)
+	s.o.Logger.Warn("fetch stalled: connections are made anew", "torrent", h.torrent.Name(), "connections", len(conns))
 	s.mu.Lock()
 	h.stalls++
 	h.lastData = time.Now()

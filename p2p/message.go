@@ -16,14 +16,16 @@ const (
 	entryMessage  = 'E'
 	headMessage   = 'H'
 	signedMessage = 'S'
+	digestMessage = 'D'
 )
 
 // MaxSignedHead is the length of the longest signed head, in bytes.
 const MaxSignedHead = 4 << 10
 
 const (
-	frameHeader = 4          // an entry frame's length field
-	headSize    = 8 + 32 + 8 // a head message without its type
+	frameHeader = 4           // an entry frame's length field
+	headSize    = 8 + 32 + 8  // a head message without its type
+	digestSize  = 8 + 32 + 32 // a digest message without its type
 	arenaSize   = 64 << 10
 )
 
@@ -46,6 +48,14 @@ func appendSigned(b, note []byte) []byte {
 	return append(b, note...)
 }
 
+// appendDigest appends a digest's message.
+func appendDigest(b []byte, a Applied) []byte {
+	b = append(b, digestMessage)
+	b = binary.LittleEndian.AppendUint64(b, a.Pos.Seq)
+	b = append(b, a.Pos.Hash[:]...)
+	return append(b, a.Digest[:]...)
+}
+
 // messageReader reads the messages of an unpacked log stream. It trusts no
 // length: memory grows with what arrives.
 type messageReader struct {
@@ -55,12 +65,13 @@ type messageReader struct {
 	expect func(size int64)
 }
 
-// message is an entry, a head, or a signed head.
+// message is an entry, a head, a signed head, or a digest.
 type message struct {
-	kind  byte
-	entry txlog.Entry // entryMessage: decoded and its hash verified
-	head  Head        // headMessage
-	note  []byte      // signedMessage: as it came, nobody looked at it
+	kind    byte
+	entry   txlog.Entry // entryMessage: decoded and its hash verified
+	head    Head        // headMessage
+	note    []byte      // signedMessage: as it came, nobody looked at it
+	applied Applied     // digestMessage
 }
 
 // next returns the next message. Errors about what was sent wrap ErrProtocol;
@@ -97,6 +108,16 @@ func (m *messageReader) next() (message, error) {
 	case signedMessage:
 		note, err := m.note()
 		return message{kind: kind, note: note}, err
+	case digestMessage:
+		var b [digestSize]byte
+		if _, err := io.ReadFull(m.r, b[:]); err != nil {
+			return message{}, within(err)
+		}
+		var a Applied
+		a.Pos.Seq = binary.LittleEndian.Uint64(b[:])
+		copy(a.Pos.Hash[:], b[8:])
+		copy(a.Digest[:], b[40:])
+		return message{kind: kind, applied: a}, nil
 	default:
 		return message{}, fmt.Errorf("%w: unknown message type %#x", ErrProtocol, kind)
 	}

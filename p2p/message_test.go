@@ -26,6 +26,8 @@ func FuzzMessages(f *testing.F) {
 	f.Add(append(append(append(bytes.Clone(head), small...), large...), head...))
 	signed := appendSigned(nil, []byte("a note\n"))
 	f.Add(append(append(bytes.Clone(head), signed...), small...))
+	f.Add(appendDigest(bytes.Clone(head), Applied{Pos: next.Pos(), Digest: [32]byte{1}}))
+	f.Add(append([]byte{digestMessage}, make([]byte, digestSize-1)...))
 	f.Add(signed[:5])
 	f.Add([]byte{signedMessage, 0, 0})
 	f.Add([]byte{signedMessage, 0xff, 0xff, 1})
@@ -56,6 +58,8 @@ func FuzzMessages(f *testing.F) {
 					t.Fatalf("a signed head of %d bytes", len(m.note))
 				}
 				again = appendSigned(again, m.note)
+			case digestMessage:
+				again = appendDigest(again, m.applied)
 			}
 		}
 	})

@@ -32,17 +32,18 @@ type network struct {
 	ctx     context.Context // ends at close
 	inbound atomic.Uint64   // connections accepted
 
-	mu     sync.Mutex // guards what follows
-	conns  map[*conn]struct{}
-	closed bool
-	idle   sync.WaitGroup // open connections
+	mu      sync.Mutex // guards what follows
+	conns   map[*conn]struct{}
+	dialing map[torrent.PeerID]int // dials under way
+	closed  bool
+	idle    sync.WaitGroup // open connections
 
 	announcer  *time.Timer
 	announcing map[*conn]struct{} // that hold announcements; nil: the timer is not set
 }
 
 func newNetwork(ctx context.Context, s *Swarm) *network {
-	n := &network{swarm: s, ctx: ctx, conns: make(map[*conn]struct{})}
+	n := &network{swarm: s, ctx: ctx, conns: make(map[*conn]struct{}), dialing: make(map[torrent.PeerID]int)}
 	n.announcer = time.AfterFunc(announceAfter, n.announce)
 	return n
 }
@@ -82,6 +83,8 @@ func (n *network) Dial(ctx context.Context, name string) (net.Conn, error) {
 	if err := n.swarm.checkShunned(id); err != nil {
 		return nil, fmt.Errorf("dial %s: %w", peer.Name, err)
 	}
+	n.dials(id, 1)
+	defer n.dials(id, -1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.ctx, cancel)()
@@ -90,6 +93,32 @@ func (n *network) Dial(ctx context.Context, name string) (net.Conn, error) {
 		return nil, fmt.Errorf("dial %s: %w", peer.Name, err)
 	}
 	return n.wrap(c, dialName(id), caller{&id, peer.Name})
+}
+
+// dials counts a dial that begins, or ends.
+func (n *network) dials(id torrent.PeerID, change int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.dialing[id] += change; n.dialing[id] == 0 {
+		delete(n.dialing, id)
+	}
+}
+
+// connecting returns the peers to or from whom a connection is being made: that has
+// begun, and the client does not know them by it yet.
+func (n *network) connecting() map[torrent.PeerID]bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ids := make(map[torrent.PeerID]bool)
+	for id := range n.dialing {
+		ids[id] = true
+	}
+	for c := range n.conns {
+		if id := c.peer.Load(); id != nil && !c.known {
+			ids[*id] = true
+		}
+	}
+	return ids
 }
 
 // Accept implements torrent.Listener. With TLS it returns connections of nodes that
@@ -155,15 +184,19 @@ func (n *network) wrap(nc net.Conn, remote net.Addr, from caller) (net.Conn, err
 	return c, nil
 }
 
-// identify says who is on the other end of a connection that came in without TLS.
-func (n *network) identify(remote fmt.Stringer, id torrent.PeerID) {
+// identify says who is on the other end of a connection, which the client knows now, and
+// returns that: nil if it is closed.
+func (n *network) identify(remote fmt.Stringer, id torrent.PeerID) *conn {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for c := range n.conns {
 		if c.remote == remote {
 			c.peer.Store(&id)
+			c.known = true
+			return c
 		}
 	}
+	return nil
 }
 
 // class tells how urgent pieces for a peer are.
@@ -183,6 +216,7 @@ type conn struct {
 	remote  net.Addr
 	who     string                         // for messages
 	peer    atomic.Pointer[torrent.PeerID] // nil: not known yet
+	known   bool                           // to the client, as one of a torrent's; guarded by network.mu
 	ctx     context.Context                // ends when it is closed
 	cancel  context.CancelFunc
 	closing sync.Once
@@ -191,6 +225,7 @@ type conn struct {
 	waker   *waker // this, framing and hello are the reader's
 	framing framing
 	hello   hello
+	nudge   nudge
 
 	cork    corker // nil: there is nothing to be gained
 	writing sync.Mutex
@@ -266,8 +301,14 @@ func writeBoth(c net.Conn, first, second []byte) (int, error) {
 // TCP.
 func (c *conn) Read(p []byte) (int, error) {
 	download := c.network.swarm.o.Download
-	c.waker.expect(c.framing.rest)
-	n, err := c.Conn.Read(p[:min(len(p), download.chunk())])
+	n, err := 0, error(nil)
+	for woken := true; woken; woken = c.nudge.woke(c.Conn, n, err) {
+		if c.framing.between() && len(p) >= len(keepAlive) && c.nudge.take() {
+			return copy(p, keepAlive), nil
+		}
+		c.waker.expect(c.framing.rest)
+		n, err = c.Conn.Read(p[:min(len(p), download.chunk())])
+	}
 	if !c.hello.check(p[:n]) {
 		err := fmt.Errorf("handshake of %s: the peer id in it is another's", c.who)
 		c.network.swarm.o.Refused(trust.WrongName, c.who, err)
@@ -286,12 +327,12 @@ func (c *conn) Read(p []byte) (int, error) {
 // the connection was closed meanwhile. The next read or write will tell.
 
 func (c *conn) SetDeadline(t time.Time) error {
-	c.Conn.SetDeadline(t)
-	return nil
+	c.SetWriteDeadline(t)
+	return c.SetReadDeadline(t)
 }
 
 func (c *conn) SetReadDeadline(t time.Time) error {
-	c.Conn.SetReadDeadline(t)
+	c.nudge.deadline(c.Conn, t)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
+	"time"
 )
 
 // offeredPerLink is how many missing pieces of each connected peer the torrent
@@ -71,9 +72,26 @@ func (h *holding) linksWith(i int) func(func(*link) bool) {
 	}
 }
 
-// offerSome sees to it that the client knows enough of what a peer has. Swarm.mu is held.
+// expect notes that a piece was asked of a source, or no longer is.
+func (s *Swarm) expect(h *holding, i int, coming bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if coming {
+		h.coming[i] = time.Now()
+	} else {
+		delete(h.coming, i)
+	}
+}
+
+// offerSome sees to it that the client knows enough of what a peer has. Not of what
+// comes from a source just now: it would ask for it a second time. The keeper
+// looks again for what did not come. Swarm.mu is held.
 func (h *holding) offerSome(l *link) {
-	h.offer(func(i int) bool { return l.has[i] }, func() bool {
+	now := time.Now()
+	h.offer(func(i int) bool {
+		asked, coming := h.coming[i]
+		return l.has[i] && !(coming && now.Sub(asked) < hideFor)
+	}, func() bool {
 		return l.offers[untold] > 0 && l.offers[offered] < offeredPerLink
 	})
 }

@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"testing"
+	"time"
 
 	"github.com/anacrolix/torrent"
 	"pgregory.net/rapid"
@@ -19,7 +20,7 @@ func TestOffers(t *testing.T) {
 			good[i] = rapid.Bool().Draw(t, "good")
 		}
 		s := &Swarm{links: make(map[*torrent.PeerConn]*link)}
-		h := &holding{swarm: s, sourcing: &sourcing{plan: lease.NewPlan("w", "c", [20]byte{1}, pieces)}, seen: make([]int, pieces), pending: make(map[int]pending), store: &store{good: good}}
+		h := &holding{swarm: s, sourcing: &sourcing{plan: lease.NewPlan("w", "c", [20]byte{1}, pieces)}, seen: make([]int, pieces), pending: make(map[int]pending), coming: make(map[int]time.Time), store: &store{good: good}}
 		h.store.conceal()
 		h.offers = newOffers(good)
 		h.offerAny()
@@ -42,6 +43,15 @@ func TestOffers(t *testing.T) {
 						l.set(i, true)
 					}
 					h.offerSome(l)
+				}
+			},
+			"a source is asked": func(t *rapid.T) { s.expect(h, piece.Draw(t, "piece"), true) },
+			"a source does not answer": func(t *rapid.T) {
+				for i := range h.coming {
+					h.coming[i] = time.Now().Add(-hideFor)
+				}
+				for _, l := range s.links {
+					h.offerSome(l) // as the keeper does
 				}
 			},
 			"peer goes": func(t *rapid.T) {
@@ -87,11 +97,14 @@ func TestOffers(t *testing.T) {
 							continue
 						}
 						count[h.offers.state[i]]++
-						if !good[i] {
+						_, coming := h.coming[i]
+						switch {
+						case good[i]:
+						case h.store.told[i]:
 							could++
-							if h.store.told[i] {
-								can++
-							}
+							can++
+						case !coming || time.Since(h.coming[i]) >= hideFor:
+							could++
 						}
 					}
 					if count != l.offers {

@@ -24,6 +24,7 @@ const (
 
 	// Signed heads are asked for in the query and promised in the answer, so that
 	// a peer of an older version is understood, and understands.
+	untilQuery  = "until"
 	headsQuery  = "heads"
 	headsHeader = "Qs-Heads"
 	headsSigned = "signed"
@@ -75,7 +76,7 @@ func refuse(w http.ResponseWriter, err error) {
 		body.Seq, body.Have, body.Want = diverged.Seq, diverged.Have.String(), diverged.Want.String()
 	case errors.Is(err, ErrOtherDataset):
 		status = http.StatusMisdirectedRequest
-	case errors.Is(err, ErrNotHeld):
+	case errors.Is(err, ErrNotHeld), errors.Is(err, ErrNoDigest):
 		status = http.StatusNotFound
 	case errors.Is(err, ErrProtocol):
 		status = http.StatusBadRequest

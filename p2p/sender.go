@@ -51,20 +51,23 @@ var atOnce = func() context.Context {
 
 // sender sends one log stream.
 type sender struct {
-	s     *Server
-	out   *patientWriter
-	z     *zstd.Encoder
-	heads Heads
+	s       *Server
+	out     *patientWriter
+	z       *zstd.Encoder
+	heads   Heads
+	digests Digests // nil: the peer asked for none
 
 	last     txlog.Pos // the peer has the log up to here
+	until    uint64    // the last entry that it wants; 0: all there will be
 	signed   []byte    // the signed head that was sent last
 	promised time.Time // when it was one of an entry that was not sent yet
 	buf      []byte
 }
 
-// stream sends what reader, which stands after pos, returns, until ctx ends or
-// something fails. It flushes when there is nothing more to send.
-func (s *Server) stream(ctx context.Context, w http.ResponseWriter, reader *txlog.Reader, pos txlog.Pos, heads Heads) error {
+// stream sends what reader, which stands after pos, returns, up to entry until, if
+// that is not 0, or until ctx ends or something fails. It flushes when there is
+// nothing more to send.
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, reader *txlog.Reader, pos txlog.Pos, until uint64, heads Heads, digests Digests) error {
 	out := &patientWriter{ctx: ctx, w: w, upload: s.o.Upload, sent: s.metrics.wireBytes}
 	z, err := zstd.NewWriter(out, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(window),
 		zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(false))
@@ -75,7 +78,7 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, reader *txlo
 	if heads == nil {
 		heads = noHeads{}
 	}
-	return (&sender{s: s, out: out, z: z, heads: heads, last: pos}).run(ctx, reader)
+	return (&sender{s: s, out: out, z: z, heads: heads, digests: digests, last: pos, until: until}).run(ctx, reader)
 }
 
 func (x *sender) run(ctx context.Context, reader *txlog.Reader) error {
@@ -93,8 +96,14 @@ func (x *sender) run(ctx context.Context, reader *txlog.Reader) error {
 		}
 		entries, err := reader.Next(atOnce, sendBatch)
 		if err == nil {
+			if x.until > 0 && x.until-x.last.Seq < uint64(len(entries)) {
+				entries = entries[:x.until-x.last.Seq]
+			}
 			if err := x.entries(entries); err != nil {
 				return err
+			}
+			if x.last.Seq == x.until {
+				return x.flush()
 			}
 			last := &entries[len(entries)-1]
 			level := last.Seq >= log.Head().Seq // the peer was sent all there is: tell it so
@@ -186,8 +195,14 @@ func (x *sender) sign(note []byte) error {
 	return err
 }
 
+// head sends where the log ends, and what the store made of it so far.
 func (x *sender) head(h Head) error {
 	x.buf = appendHead(x.buf[:0], h)
+	if x.digests != nil {
+		if a := x.digests.Newest(); !a.Pos.IsZero() {
+			x.buf = appendDigest(x.buf, a)
+		}
+	}
 	_, err := x.z.Write(x.buf)
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -45,6 +46,8 @@ type ServerOptions struct {
 	// Witness is told of the signed heads that those who ask for the log show,
 	// unverified, and who they are. Default: nobody is.
 	Witness func(note []byte, who string)
+	// Digests are sent to peers that ask for them. Default: there are none.
+	Digests Digests
 	// Snapshot returns the manifest and the metainfo of a snapshot that this
 	// node holds. Required.
 	Snapshot func(chunker.InfoHash) (manifest, metainfo []byte, ok bool)
@@ -88,6 +91,7 @@ func NewServer(o ServerOptions) *Server {
 	s.pieces = newPieceServer(o.Pieces, o.Egress, s.quotas.charge, o.Registerer)
 	snapshot := "GET " + snapshotPath + "{infohash}"
 	s.mux.HandleFunc("GET "+logPath, s.log)
+	s.mux.HandleFunc("GET "+digestPath, s.digest)
 	s.mux.HandleFunc(snapshot+manifestLeaf, s.snapshot(func(manifest, _ []byte) []byte { return manifest }))
 	s.mux.HandleFunc(snapshot+torrentLeaf, s.snapshot(func(_, metainfo []byte) []byte { return metainfo }))
 	s.mux.HandleFunc(snapshot+haveLeaf, s.pieces.serveHave)
@@ -178,7 +182,7 @@ func (s *Server) snapshot(pick func(manifest, metainfo []byte) []byte) http.Hand
 // log serves a log stream.
 func (s *Server) log(w http.ResponseWriter, r *http.Request) {
 	s.witness(r)
-	reader, after, err := s.open(r)
+	reader, after, until, err := s.open(r)
 	if err != nil {
 		s.metrics.refused.Inc()
 		s.o.Logger.Debug("log stream refused", "peer", r.RemoteAddr, "error", err)
@@ -203,7 +207,11 @@ func (s *Server) log(w http.ResponseWriter, r *http.Request) {
 		heads = s.o.Heads
 		w.Header().Set(headsHeader, headsSigned)
 	}
-	err = s.stream(r.Context(), w, reader, after, heads)
+	var digests Digests
+	if r.URL.Query().Get(digestsQuery) == digestsSent {
+		digests = s.o.Digests
+	}
+	err = s.stream(r.Context(), w, reader, after, until, heads, digests)
 	s.o.Logger.Debug("log stream ended", "peer", r.RemoteAddr, "error", err)
 }
 
@@ -220,27 +228,43 @@ func (s *Server) witness(r *http.Request) {
 	}
 }
 
-// open checks a request for a log stream and opens the log for it.
-func (s *Server) open(r *http.Request) (_ *txlog.Reader, after txlog.Pos, err error) {
+// open checks a request for a log stream and opens the log for it. The stream ends
+// with entry until, if that is not 0.
+func (s *Server) open(r *http.Request) (_ *txlog.Reader, after txlog.Pos, until uint64, err error) {
 	after, err = txlog.ParsePos(r.URL.Query().Get("after"))
 	if err != nil {
-		return nil, after, fmt.Errorf("%w: after: %w", ErrProtocol, err)
+		return nil, after, 0, fmt.Errorf("%w: after: %w", ErrProtocol, err)
 	}
-	have := s.o.Log.Dataset()
-	if have.IsZero() {
-		return nil, after, &BusyError{"this peer holds no dataset yet", retryAfter}
+	if text := r.URL.Query().Get(untilQuery); text != "" {
+		if until, err = strconv.ParseUint(text, 10, 64); err != nil || until <= after.Seq {
+			return nil, after, 0, fmt.Errorf("%w: until: %q is not the seq of a later entry", ErrProtocol, text)
+		}
 	}
-	if text := r.Header.Get(datasetHeader); text != "" {
-		want, err := txlog.ParseDatasetID(text)
-		if err != nil {
-			return nil, after, fmt.Errorf("%w: %w", ErrProtocol, err)
-		}
-		if want != have {
-			return nil, after, fmt.Errorf("%w: asked for %s, this peer holds %s", ErrOtherDataset, want, have)
-		}
+	if err := s.checkDataset(r); err != nil {
+		return nil, after, 0, err
 	}
 	reader, err := s.o.Log.Reader(after)
-	return reader, after, err
+	return reader, after, until, err
+}
+
+// checkDataset refuses a request about another dataset than this node's.
+func (s *Server) checkDataset(r *http.Request) error {
+	have := s.o.Log.Dataset()
+	if have.IsZero() {
+		return &BusyError{"this peer holds no dataset yet", retryAfter}
+	}
+	text := r.Header.Get(datasetHeader)
+	if text == "" {
+		return nil
+	}
+	want, err := txlog.ParseDatasetID(text)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrProtocol, err)
+	case want != have:
+		return fmt.Errorf("%w: asked for %s, this peer holds %s", ErrOtherDataset, want, have)
+	}
+	return nil
 }
 
 type serverMetrics struct {

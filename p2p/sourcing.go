@@ -79,11 +79,12 @@ func (h *holding) source(good []bool) {
 	}
 	for i, ok := range good {
 		if ok {
-			so.have(i)
+			so.plan.Held(i)
 		}
 	}
 	s.mu.Lock()
 	h.sourcing, h.seen, h.pending = so, make([]int, h.torrent.Pieces()), make(map[int]pending)
+	h.coming = make(map[int]time.Time)
 	h.offers = newOffers(good)
 	h.offerAny()
 	s.mu.Unlock()
@@ -275,6 +276,8 @@ func (so *sourcing) get(ctx context.Context, src origin, i int, size int64) {
 	*buf = slices.Grow((*buf)[:0], int(size))[:size]
 	asking, cancel := so.patience(ctx, size)
 	defer cancel()
+	so.swarm.expect(so.h, i, true)
+	defer so.swarm.expect(so.h, i, false)
 	err := so.swarm.o.Pieces.Piece(asking, src.target(), so.h.torrent.InfoHash(), i, *buf)
 	result, retry := lease.Received, time.Duration(0)
 	var leased *LeasedError

@@ -89,9 +89,9 @@ func TestFirstCopies(t *testing.T) {
 	}
 }
 
-// TestColos: each piece enters a colo once, and comes from other colos' workers
+// TestCopiesPerColo: each piece enters a colo once, and comes from other colos' workers
 // rather than from managers, if they have it.
-func TestColos(t *testing.T) {
+func TestCopiesPerColo(t *testing.T) {
 	p := newPayload(t, 16<<20)
 	size := p.torrent.Size()
 	manager := newNode(t, "manager", true, of("core"))

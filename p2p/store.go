@@ -338,11 +338,11 @@ func (p storePiece) readBack(in *incoming) error {
 }
 
 // lacksAnyOf reports whether one of the pieces is missing here.
-func (s *store) lacksAnyOf(pieces interface{ Contains(uint32) bool }) bool {
+func (s *store) lacksAnyOf(pieces []bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i, good := range s.good {
-		if !good && pieces.Contains(uint32(i)) {
+	for i, has := range pieces {
+		if has && !s.good[i] {
 			return true
 		}
 	}

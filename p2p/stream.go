@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -46,6 +47,9 @@ type Part struct {
 	// Signed are signed heads, unverified, at most MaxSignedHead bytes each. The
 	// entries they are about came before or with them, or will come.
 	Signed [][]byte
+	// Applied is what the sender said last of the pairs in its store, if it did
+	// since the last Part; zero if not.
+	Applied Applied
 }
 
 const (
@@ -58,7 +62,9 @@ const (
 	// and readAhead how many such batches wait for Next; a batch of one large
 	// entry waits alone.
 	receiveBatch = 256 << 10
-	readAhead    = 4
+	// rangeBatch is about how many bytes of a range are handed on at once.
+	rangeBatch = 4 << 20
+	readAhead  = 4
 
 	// idleHeads is how many heads in a row, signed or not, without an entry
 	// between them, a peer may send within silentAfter. A healthy one sends three
@@ -76,6 +82,7 @@ var errStreamClosed = fmt.Errorf("closed by its reader: %w", net.ErrClosed)
 type Stream struct {
 	dataset txlog.DatasetID
 	signed  bool // signed heads were asked for
+	digests bool // digests were
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	body    io.ReadCloser
@@ -94,9 +101,10 @@ type batch struct {
 	held int64 // of Stream.room
 }
 
-func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, addr string, dataset txlog.DatasetID, after txlog.Pos, c *Client) (*Stream, error) {
+func newStream(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, addr string, dataset txlog.DatasetID, after txlog.Pos, query url.Values, c *Client) (*Stream, error) {
 	s := &Stream{
-		dataset: dataset, signed: c.signed, ctx: ctx, cancel: cancel, body: body, metrics: c.metrics,
+		dataset: dataset, signed: wants(query, headsQuery, headsSigned), digests: wants(query, digestsQuery, digestsSent),
+		ctx: ctx, cancel: cancel, body: body, metrics: c.metrics,
 		batches: make(chan batch, readAhead), done: make(chan struct{}),
 		room: semaphore.NewWeighted(readAhead * receiveBatch),
 	}
@@ -173,6 +181,11 @@ func (s *Stream) receive(r io.Reader, last txlog.Pos) error {
 			}
 			b.Signed = append(b.Signed, m.note)
 			size += len(m.note)
+		case digestMessage:
+			if !s.digests {
+				return fmt.Errorf("%w: a digest that nobody asked for", ErrProtocol)
+			}
+			b.Applied = m.applied
 		}
 		if m.kind != entryMessage {
 			if heads == 0 || time.Since(since) >= silentAfter {
@@ -250,6 +263,9 @@ func (s *Stream) Next(maxBytes int) (Part, error) {
 			return p, nil
 		}
 		p.Signed = append(p.Signed, s.rest.Signed...)
+		if !s.rest.Applied.Pos.IsZero() {
+			p.Applied = s.rest.Applied
+		}
 		select {
 		case b, ok := <-s.batches:
 			if !ok {

@@ -120,6 +120,7 @@ type Swarm struct {
 	mu        sync.Mutex
 	closed    bool
 	roster    map[torrent.PeerID]Peer
+	grown     time.Time // when somebody new was put on it
 	holdings  map[chunker.InfoHash]*holding
 	links     map[*torrent.PeerConn]*link
 	shunned   map[torrent.PeerID]*shun
@@ -171,6 +172,12 @@ func (s *Swarm) SetPeers(peers []Peer) {
 		}
 	}
 	s.mu.Lock()
+	for id := range roster {
+		if _, old := s.roster[id]; !old {
+			s.grown = time.Now()
+			break
+		}
+	}
 	s.roster = roster
 	s.mu.Unlock()
 	s.wakeKeeper()

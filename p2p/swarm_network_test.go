@@ -37,12 +37,12 @@ func TestMembersOfALargeSwarm(t *testing.T) {
 		}
 		now := time.Now()
 		clear(h.dials)
-		n.toDial(h, now) // those that should dial us get time to do so
+		n.toDial(h, nil, now) // those that should dial us get time to do so
 		clear(h.dials)
 		for id := range n.roster {
 			h.dials[id] = &dial{failures: failures}
 		}
-		ids := n.toDial(h, now)
+		ids := n.toDial(h, nil, now)
 		for _, id := range ids {
 			if p := n.roster[id]; p.Manager || p.Colo != "" {
 				t.Errorf("%s is dialled, which is not of the colo's swarm", p.Name)

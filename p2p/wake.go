@@ -76,6 +76,9 @@ const handshakeSize = 68
 
 func newFraming() framing { return framing{rest: handshakeSize} }
 
+// between reports whether what was read ends where a message does.
+func (f *framing) between() bool { return f.rest == 0 && f.n == 0 }
+
 // advance notes what was read.
 func (f *framing) advance(p []byte) {
 	for len(p) > 0 {

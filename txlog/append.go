@@ -30,7 +30,8 @@ var ErrEmpty = errors.New("log is empty: begin it with Create or Reset")
 // share an fsync. When ctx ends first the entry may still be kept.
 //
 // Keys and values over a limit are a *LimitError. A full disk is an error of
-// this call only; a failed fsync is ErrFailed from then on.
+// this call only. A failed fsync is ErrFailed from then on, until the log could
+// be read again from the disk; it tries that when it is asked to append.
 func (l *Log) Append(ctx context.Context, ops []Op) (Pos, error) {
 	size, err := frameSize(ops)
 	if err != nil {
@@ -73,8 +74,8 @@ func (l *Log) AppendEntries(entries []Entry) (Pos, error) {
 	return l.Head(), nil
 }
 
-// checkEntries verifies what can be known before the entries' turn comes.
-func (l *Log) checkEntries(entries []Entry) error {
+// checkLinked verifies that entries follow each other.
+func checkLinked(entries []Entry) error {
 	for i := range entries {
 		e := &entries[i]
 		if len(e.frame) == 0 {
@@ -87,6 +88,14 @@ func (l *Log) checkEntries(entries []Entry) error {
 			return fmt.Errorf("append entry %d, which follows %s: %w", e.Seq, e.Prev,
 				&DivergedError{Seq: before.Seq, Have: before.Hash, Want: e.Prev})
 		}
+	}
+	return nil
+}
+
+// checkEntries verifies what can be known before the entries' turn comes.
+func (l *Log) checkEntries(entries []Entry) error {
+	if err := checkLinked(entries); err != nil {
+		return err
 	}
 	if len(entries) == 0 || entries[0].Seq != 1 {
 		return nil
@@ -234,8 +243,8 @@ func finishAll(batch []*request, err error) {
 
 // commit writes a batch with one fsync and settles each request in it.
 func (l *Log) commit(batch []*request) {
-	st := l.snapshot()
-	if err := st.usable(); err != nil {
+	st, err := l.usable()
+	if err != nil {
 		finishAll(batch, err)
 		return
 	}

@@ -42,7 +42,8 @@
 // entry before it; concurrent calls share one fsync. Readers see only entries
 // that are on stable storage, and verify each: a damaged entry is a
 // CorruptError, never served. After a failed fsync the log refuses to append
-// until it is opened again, because nobody knows what the disk kept. A full disk
+// until it could be opened again, because nobody knows what the disk kept; while
+// it is asked to append it tries that once a second. A full disk
 // fails the appends that met it and no others. Create, Reset and Trim leave the
 // old log or the new one, whenever the power goes.
 //

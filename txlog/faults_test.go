@@ -3,7 +3,11 @@ package txlog
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -11,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/qs-peer/qs-peer/internal/durable"
 	"github.com/qs-peer/qs-peer/internal/faultfs"
 )
 
@@ -148,6 +153,79 @@ func TestNamesCountOnceTheyAreSynced(t *testing.T) {
 	}
 }
 
+// unopened opens nothing while err is set.
+type unopened struct {
+	durable.FS
+	err error
+}
+
+func (u *unopened) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	if u.err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: u.err}
+	}
+	return u.FS.OpenFile(name, flag, perm)
+}
+
+// TestScrubWithoutDescriptors: what can not be opened for want of descriptors is not
+// damaged, what the disk lost is.
+func TestScrubWithoutDescriptors(t *testing.T) {
+	files := &unopened{FS: faultfs.New()}
+	l := created(t, "log", Options{FS: files})
+	appendN(t, l, 3, 10)
+	for _, short := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		files.err = short
+		if rep, err := l.Scrub(t.Context(), 0); !errors.Is(err, short) || len(rep.Damaged) > 0 {
+			t.Errorf("%v: %+v, %v", short, rep, err)
+		}
+	}
+	for _, lost := range []error{syscall.EIO, syscall.ENOENT} {
+		files.err = lost
+		if rep, err := l.Scrub(t.Context(), 0); err != nil || len(rep.Damaged) != 1 {
+			t.Errorf("%v: %+v, %v", lost, rep, err)
+		}
+	}
+	files.err = nil
+	if rep, err := l.Scrub(t.Context(), 0); err != nil || len(rep.Damaged) > 0 || rep.Entries == 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// opening calls a function before it opens a file to read it.
+type opening struct {
+	durable.FS
+	read func()
+}
+
+func (o *opening) OpenFile(name string, flag int, perm fs.FileMode) (durable.File, error) {
+	if flag == os.O_RDONLY && o.read != nil {
+		o.read()
+	}
+	return o.FS.OpenFile(name, flag, perm)
+}
+
+// TestScrubWhileTheTailIsSealed: what was the tail when a scrub began, and is sealed with
+// others behind it when the scrub comes to it, is not damaged.
+func TestScrubWhileTheTailIsSealed(t *testing.T) {
+	files := &opening{FS: faultfs.New()}
+	l := created(t, "log", Options{FS: files, SegmentBytes: minSegmentBytes})
+	for range 3 { // a few sealed segments
+		appendN(t, l, 1, 2*minSegmentBytes)
+	}
+	grown := false
+	files.read = func() {
+		if !grown {
+			grown = true
+			for range 3 {
+				appendN(t, l, 1, 2*minSegmentBytes)
+			}
+		}
+	}
+	rep, err := l.Scrub(t.Context(), 0)
+	if err != nil || len(rep.Damaged) > 0 || rep.Segments < 3 || !grown {
+		t.Errorf("%d segments, grown %t, %v, %v", rep.Segments, grown, rep.Damaged, err)
+	}
+}
+
 // failing fails every operation of a kind.
 func failing(kind faultfs.Kind, fault faultfs.Fault) func(faultfs.Op) faultfs.Fault {
 	return func(op faultfs.Op) faultfs.Fault {
@@ -177,6 +255,65 @@ func TestUnreadableDisk(t *testing.T) {
 	fs.Inject(nil)
 	if got, err := r.Next(t.Context(), 1<<20); err != nil || len(got) == 0 || got[0].Seq != 1 {
 		t.Fatal("the reader does not recover:", got, err)
+	}
+}
+
+// TestScrubTellsDamageFromShortage: what keeps a scrub from reading is no damage,
+// and hides none; what the disk lost is.
+func TestScrubTellsDamageFromShortage(t *testing.T) {
+	first := segmentName(1)
+	for name, c := range map[string]struct {
+		kind    faultfs.Kind
+		err     error
+		damaged bool
+	}{
+		"descriptors":       {faultfs.Open, syscall.EMFILE, false},
+		"the system's":      {faultfs.Open, syscall.ENFILE, false},
+		"permission":        {faultfs.Open, syscall.EACCES, false},
+		"memory":            {faultfs.Read, syscall.ENOMEM, false},
+		"gone":              {faultfs.Open, syscall.ENOENT, true},
+		"unreadable":        {faultfs.Read, syscall.EIO, true},
+		"the file system's": {faultfs.Read, syscall.EBADMSG, true},
+	} {
+		for _, repair := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, repair=%t", name, repair), func(t *testing.T) {
+				files := faultfs.New()
+				told := 0
+				l := created(t, "log", Options{FS: files, SegmentBytes: minSegmentBytes, Repair: repair, Damaged: func(Damage) { told++ }})
+				appendN(t, l, 20, 1000)
+				before, err := files.ReadDir("log")
+				must(t, err)
+				files.Inject(func(op faultfs.Op) faultfs.Fault {
+					if op.Kind == c.kind && filepath.Base(op.Name) == first {
+						return faultfs.Fault{Err: c.err}
+					}
+					return faultfs.Fault{}
+				})
+				rep, err := l.Scrub(t.Context(), 0)
+				files.Inject(nil)
+				if c.damaged {
+					if err != nil || len(rep.Damaged) != 1 || rep.Damaged[0].Segment != first || told != 1 {
+						t.Fatalf("%+v, %v, told %d times", rep, err, told)
+					}
+					return
+				}
+				var corrupt *CorruptError
+				if !errors.Is(err, c.err) || errors.As(err, &corrupt) || len(rep.Damaged) != 0 || told != 0 {
+					t.Fatalf("%+v, %v, told %d times", rep, err, told)
+				}
+				st := l.snapshot()
+				if n := len(st.all()); rep.Segments != n-1 {
+					t.Errorf("of %d segments it read %d", n, rep.Segments)
+				}
+				after, err := files.ReadDir("log")
+				if err != nil || len(after) != len(before) || len(l.Holes()) != 0 || l.First() != 1 {
+					t.Fatal("it was set aside", after, err)
+				}
+				if rep, err := l.Scrub(t.Context(), 0); err != nil || len(rep.Damaged) != 0 {
+					t.Fatalf("with the shortage over: %+v, %v", rep, err)
+				}
+			})
+		}
 	}
 }
 

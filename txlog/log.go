@@ -3,6 +3,7 @@ package txlog
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -38,6 +39,13 @@ type Options struct {
 	Logger *slog.Logger
 	// Registerer gets the qs_log_* metrics. Default: none.
 	Registerer prometheus.Registerer
+	// Repair says that others hold this log, too: what is damaged is set aside,
+	// and leaves a Hole to be filled from them, instead of being refused.
+	Repair bool
+	// Damaged, if not nil, hears of everything that was cut off or set aside, and,
+	// whenever it is met, of damage that stays. It is called by whoever met it, Open
+	// included, and must not call the log.
+	Damaged func(Damage)
 }
 
 func (o *Options) validate() error {
@@ -56,6 +64,9 @@ func (o *Options) validate() error {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Damaged == nil {
+		o.Damaged = func(Damage) {}
+	}
 	return nil
 }
 
@@ -70,10 +81,12 @@ type Log struct {
 	stopped chan struct{} // closed when the writer goroutine has returned
 
 	// writing is held by whoever changes files: the writer goroutine for each
-	// batch, Create, Reset, Trim and Close. It guards file and marked.
+	// batch, Create, Reset, Trim, Fill, Close, and who sets damage aside. It guards
+	// file, marked and revived.
 	writing sync.Mutex
 	file    durable.File // of the last segment; nil while the log is empty
 	marked  int64        // up to here the last segment needs no sync mark
+	revived time.Time    // when a failed log was last tried to be opened again
 
 	mu     sync.Mutex // guards state and the size of every segment
 	state  state
@@ -84,7 +97,8 @@ type Log struct {
 type state struct {
 	dataset    DatasetID
 	generation uint64
-	segments   []*segment // oldest first; the last one is the tail
+	old        []*segment // oldest first: what is kept before the last hole; that one follows the last of them
+	segments   []*segment // oldest first, behind the last hole; the last one is the tail
 	head       Pos
 	headNanos  int64 // time of the entry at head; 0 when it is not known
 	failed     error
@@ -100,8 +114,13 @@ func (s *state) first() uint64 {
 	return s.segments[0].first
 }
 
+// all returns every segment that is kept, oldest first.
+func (s *state) all() []*segment {
+	return append(s.old[:len(s.old):len(s.old)], s.segments...)
+}
+
 func (s *state) bytes() (n int64) {
-	for _, seg := range s.segments {
+	for _, seg := range s.all() {
 		n += seg.size
 	}
 	return n
@@ -116,9 +135,9 @@ func (s *state) usable() error {
 }
 
 // Open opens the log in dir, creating the directory if need be. It truncates a
-// torn tail; damage anywhere else is a *CorruptError, and a log of a newer
-// version ErrNewerFormat. A new log is empty: begin it with Create (a new
-// dataset) or Reset (continue at a position).
+// torn tail; damage anywhere else is a *CorruptError (with Options.Repair it is
+// set aside), and a log of a newer version ErrNewerFormat. A new log is empty:
+// begin it with Create (a new dataset) or Reset (continue at a position).
 //
 // Open verifies every entry of the last segment, and of the others the header
 // and that they follow each other. Entries of those are verified when they are
@@ -160,8 +179,8 @@ func (l *Log) Create(id DatasetID) (Pos, error) {
 	}
 	l.writing.Lock()
 	defer l.writing.Unlock()
-	st := l.snapshot()
-	if err := st.usable(); err != nil {
+	st, err := l.usable()
+	if err != nil {
 		return Pos{}, err
 	}
 	if len(st.segments) > 0 {
@@ -177,7 +196,7 @@ func (l *Log) Create(id DatasetID) (Pos, error) {
 // Reset drops every entry and continues the log of dataset id after base, as a
 // replica does that took a snapshot at base. A crash in the middle leaves
 // either the old log or the new one. Readers of the old log get a
-// *TrimmedError. A log that failed stays so: open it again first.
+// *TrimmedError.
 func (l *Log) Reset(id DatasetID, base Pos) error {
 	if id.IsZero() {
 		return errors.New("reset log: the dataset id is zero")
@@ -191,8 +210,8 @@ func (l *Log) Reset(id DatasetID, base Pos) error {
 }
 
 func (l *Log) reset(id DatasetID, base Pos) error {
-	st := l.snapshot()
-	if err := st.usable(); err != nil {
+	st, err := l.usable()
+	if err != nil {
 		return err
 	}
 	if err := l.replace(newHeader(id, st.generation+1, base, 0), nil, base, 0); err != nil {
@@ -205,7 +224,8 @@ func (l *Log) reset(id DatasetID, base Pos) error {
 // replace makes one new segment, which holds frames up to head, the whole log.
 // The caller holds writing.
 func (l *Log) replace(h header, frames []byte, head Pos, nanos int64) error {
-	old := l.snapshot().segments
+	st := l.snapshot()
+	old := st.all()
 	seg := newSegment(l.dir, h, int64(segmentHeader+len(frames)))
 	// In two steps, because until the segment has its name the old log goes on,
 	// and from then on only the new one may.
@@ -226,10 +246,11 @@ func (l *Log) replace(h header, frames []byte, head Pos, nanos int64) error {
 	l.file, l.marked = f, segmentHeader
 	l.update(func(s *state) {
 		s.dataset, s.generation = h.dataset, h.generation
-		s.segments = []*segment{seg}
+		s.old, s.segments = nil, []*segment{seg}
 		s.head, s.headNanos = head, nanos
 	})
 	for _, s := range old {
+		l.dropFill(s.gap)
 		if s.path == seg.path {
 			continue
 		}
@@ -310,17 +331,27 @@ func (l *Log) trimOne(upTo uint64) (more bool, err error) {
 	if st.closed {
 		return false, ErrClosed
 	}
-	if len(st.segments) < 2 || st.segments[1].base().Seq > upTo {
+	all := st.all()
+	if len(all) < 2 || all[1].base().Seq > upTo {
 		return false, nil
 	}
-	oldest := st.segments[0]
-	l.update(func(s *state) { s.segments = st.segments[1:] })
+	oldest := all[0]
+	l.update(func(s *state) {
+		if len(s.old) > 0 {
+			s.old = s.old[1:]
+		} else {
+			s.segments = s.segments[1:]
+		}
+	})
 	if err := durable.Remove(l.o.FS, oldest.path); err != nil {
-		if _, missing := l.o.FS.Stat(oldest.path); missing == nil {
-			l.update(func(s *state) { s.segments = st.segments })
+		// Unless it is gone for sure it is kept: were the next one to go before it, that
+		// would be a gap.
+		if _, missing := l.o.FS.Stat(oldest.path); !errors.Is(missing, fs.ErrNotExist) {
+			l.update(func(s *state) { s.old, s.segments = st.old, st.segments })
 		}
 		return false, fmt.Errorf("trim log: %w", err)
 	}
+	l.dropFill(oldest.gap)
 	l.o.Logger.Debug("log segment trimmed", "segment", oldest.name())
 	return true, nil
 }
@@ -383,10 +414,12 @@ func (l *Log) update(change func(*state)) {
 	l.change = make(chan struct{})
 }
 
-// fail stops the log for good and returns what every Append returns from now on.
+// fail stops the log and returns what every Append returns until it could be
+// opened again (usable). The caller holds writing.
 func (l *Log) fail(cause error) error {
 	err := fmt.Errorf("%w: %w", ErrFailed, cause)
 	l.update(func(s *state) { s.failed = err })
-	l.o.Logger.Error("log stopped: open it again to go on", "err", cause)
+	l.revived = time.Now()
+	l.o.Logger.Error("log stopped: nothing is appended until it can be opened again", "err", cause)
 	return err
 }

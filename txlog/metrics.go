@@ -49,10 +49,18 @@ func newMetrics(r prometheus.Registerer, l *Log) (*metrics, error) {
 	}
 	for _, c := range []prometheus.Collector{
 		m.entries, m.bytes, m.fsyncSeconds, m.entriesPerFsync,
-		gauge("qs_log_segments", "Segment files of the log.", func(s *state) float64 { return float64(len(s.segments)) }),
+		gauge("qs_log_segments", "Segment files of the log.", func(s *state) float64 { return float64(len(s.all())) }),
 		gauge("qs_log_size_bytes", "Size of the log on disk.", func(s *state) float64 { return float64(s.bytes()) }),
 		gauge("qs_log_head_seq", "Seq of the last entry on stable storage.", func(s *state) float64 { return float64(s.head.Seq) }),
 		gauge("qs_log_first_seq", "Seq of the first entry that is kept.", func(s *state) float64 { return float64(s.first()) }),
+		gauge("qs_log_holes", "Ranges of the log that were damaged and are not filled again.", func(s *state) (n float64) {
+			for _, seg := range s.old {
+				if seg.gap != nil {
+					n++
+				}
+			}
+			return n
+		}),
 		gauge("qs_log_failed", "1 when the log stopped after a failed fsync.", func(s *state) float64 {
 			if s.failed != nil {
 				return 1

@@ -39,7 +39,7 @@ const maxLatest = 4096
 func (l *Log) Reader(pos Pos) (*Reader, error) {
 	r := &Reader{log: l, closed: make(chan struct{})}
 	if err := r.seek(pos); err != nil {
-		return nil, errors.Join(err, r.Close())
+		return nil, errors.Join(l.met(err), r.Close())
 	}
 	return r, nil
 }
@@ -107,7 +107,7 @@ func (r *Reader) attach(s *segment) error {
 		return &CorruptError{Segment: s.name(), Seq: s.first, Reason: "the file is gone"}
 	}
 	if err != nil {
-		return fmt.Errorf("open log segment %s: %w", s.name(), err)
+		return &unreadError{s.name(), 0, s.first, fmt.Errorf("open log segment %s: %w", s.name(), err)}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -167,7 +167,7 @@ func (r *Reader) Next(ctx context.Context, maxBytes int) ([]Entry, error) {
 		case r.isClosed(): // whatever reading a closed file said
 			return nil, ErrClosed
 		case !errors.Is(err, io.EOF):
-			return nil, err
+			return nil, r.log.met(err)
 		}
 		select {
 		case <-change:

@@ -22,19 +22,27 @@ func (l *Log) load() error {
 	if err := durable.MkdirAll(l.o.FS, l.dir, dirPerm); err != nil {
 		return err
 	}
-	segments, stale, err := listSegments(l.o.FS, l.dir)
+	found, err := listSegments(l.o.FS, l.dir)
 	if err != nil {
 		return err
 	}
-	if len(segments) > 0 {
-		if err := checkSealed(l.o.FS, segments); err != nil {
+	if !l.o.Repair {
+		if err := found.damage(); err != nil {
+			return err
+		}
+		if err := checkSealed(l.o.FS, found.live); err != nil {
 			return err
 		}
 	}
 	// Only now that the log is known to be sound is anything changed.
-	for _, path := range stale {
+	for _, path := range found.stale {
 		l.o.Logger.Info("removing what a crash left of a log segment", "path", path)
 		if err := l.o.FS.Remove(path); err != nil {
+			return err
+		}
+	}
+	if l.o.Repair {
+		if err := l.mendAll(&found); err != nil {
 			return err
 		}
 	}
@@ -42,82 +50,115 @@ func (l *Log) load() error {
 	if err := l.o.FS.SyncDir(l.dir); err != nil {
 		return err
 	}
-	if len(segments) == 0 {
+	if len(found.live) == 0 {
 		return nil
 	}
-	return l.recoverTail(segments)
+	return l.recoverTail(found.live)
 }
 
-// listSegments reads the headers of all segments. It returns those of the
-// highest generation in order, and the paths of files to remove.
-func listSegments(fsys durable.FS, dir string) (live []*segment, stale []string, err error) {
+// listing is what is found in a log's directory.
+type listing struct {
+	live   []*segment      // of the highest generation, in order
+	stale  []string        // paths of files to remove
+	broken []brokenSegment // in order
+	fills  []string        // paths of what fills holes
+}
+
+// brokenSegment is a segment file with a damaged header.
+type brokenSegment struct {
+	first uint64
+	size  int64
+	err   *CorruptError
+}
+
+// damage returns an error if a header is damaged.
+func (f *listing) damage() error {
+	if len(f.broken) == 0 {
+		return nil
+	}
+	return f.broken[0].err
+}
+
+// listSegments reads the headers of all segments.
+func listSegments(fsys durable.FS, dir string) (found listing, err error) {
 	entries, err := fsys.ReadDir(dir)
 	if err != nil {
-		return nil, nil, err
+		return found, err
 	}
 	for _, entry := range entries {
 		path := filepath.Join(dir, entry.Name())
 		stem := strings.TrimSuffix(strings.TrimSuffix(entry.Name(), ".tmp"), stagedSuffix)
-		first, ok := parseSegmentName(stem)
+		fill := strings.TrimSuffix(stem, fillSuffix)
+		first, ok := parseSegmentName(fill)
 		if !ok {
 			continue
 		}
 		if stem != entry.Name() {
-			stale = append(stale, path)
+			found.stale = append(found.stale, path)
 			continue
 		}
-		s, err := readSegment(fsys, dir, first)
+		if fill != stem {
+			found.fills = append(found.fills, path)
+			continue
+		}
+		s, size, err := readSegment(fsys, path, first)
+		if corrupt, ok := errors.AsType[*CorruptError](err); ok {
+			found.broken = append(found.broken, brokenSegment{first, size, corrupt})
+			continue
+		}
 		if err != nil {
-			return nil, nil, err
+			return listing{}, err
 		}
-		if len(live) > 0 && s.generation > live[0].generation {
-			for _, old := range live {
-				stale = append(stale, old.path)
+		if len(found.live) > 0 && s.generation > found.live[0].generation {
+			for _, old := range found.live {
+				found.stale = append(found.stale, old.path)
 			}
-			live = live[:0]
+			found.live = found.live[:0]
 		}
-		if len(live) > 0 && s.generation < live[0].generation {
-			stale = append(stale, s.path)
+		if len(found.live) > 0 && s.generation < found.live[0].generation {
+			found.stale = append(found.stale, s.path)
 			continue
 		}
-		live = append(live, s)
+		found.live = append(found.live, s)
 	}
-	return live, stale, nil
+	return found, nil
 }
 
-// readSegment reads a segment's header and size.
-func readSegment(fsys durable.FS, dir string, first uint64) (*segment, error) {
-	name := segmentName(first)
-	f, err := fsys.OpenFile(filepath.Join(dir, name), os.O_RDONLY, 0)
+// readSegment reads the header and the size of the segment at path that should
+// begin with entry first. A damaged header is a *CorruptError.
+func readSegment(fsys durable.FS, path string, first uint64) (s *segment, size int64, err error) {
+	name := filepath.Base(path)
+	f, err := fsys.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer f.Close() // it was only read
-	size, err := f.Size()
-	if err != nil {
-		return nil, err
+	if size, err = f.Size(); err != nil {
+		return nil, 0, err
 	}
 	b := make([]byte, min(size, segmentHeader))
 	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("read log segment %s: %w", name, err)
+		return nil, size, fmt.Errorf("read log segment %s: %w", name, err)
 	}
 	h, err := parseHeader(b)
 	if errors.Is(err, ErrNewerFormat) {
-		return nil, fmt.Errorf("log segment %s: %w", name, err)
+		return nil, size, fmt.Errorf("log segment %s: %w", name, err)
 	}
 	if err == nil && h.first != first {
 		err = fmt.Errorf("the header says that it begins with entry %d", h.first)
 	}
 	if err != nil {
-		return nil, &CorruptError{Segment: name, Seq: first, Reason: err.Error()}
+		return nil, size, &CorruptError{Segment: name, Seq: first, Reason: err.Error()}
 	}
-	return newSegment(dir, h, size), nil
+	s = newSegment(filepath.Dir(path), h, size)
+	s.path = path
+	return s, size, nil
 }
 
 // checkSealed verifies that each segment continues the one before: its header
 // must carry the hash that the one before ends with.
 func checkSealed(fsys durable.FS, segments []*segment) error {
-	for i, s := range segments[:len(segments)-1] {
+	for i, s := range segments[:max(len(segments), 1)-1] {
 		next := segments[i+1]
 		if next.dataset != s.dataset {
 			return &CorruptError{Segment: next.name(), Seq: next.first,
@@ -166,25 +207,38 @@ func (l *Log) recoverTail(segments []*segment) error {
 		return err
 	}
 	end, err := scan(tail, f, tail.size, true, nil)
+	cut := Damage{Kind: TornTail, Lost: tail.size - end.off}
+	if l.o.Repair && errors.As(err, &cut.Err) {
+		cut.Kind, cut.Evidence = DamagedTail, l.keepEvidence(tail.name(), f, tail.size)
+		tail.forget(end.off)
+		err = nil
+	}
 	if err == nil {
-		if torn := tail.size - end.off; torn > 0 {
-			l.o.Logger.Warn("truncating a torn write that was never acknowledged",
-				"segment", tail.name(), "offset", end.off, "bytes", torn, "head", end.pos.Seq)
-		}
 		err = settle(f, end.mark, end.off, tail.size)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
+	}
+	switch {
+	case cut.Err != nil:
+		l.o.Logger.Error("the end of the log was damaged and is cut off: it has to come from others",
+			"head", end.pos.Seq, "bytes", cut.Lost, "evidence", cut.Evidence, "err", cut.Err)
+	case cut.Lost > 0:
+		l.o.Logger.Warn("a torn write that was never acknowledged was cut off",
+			"segment", tail.name(), "offset", end.off, "bytes", cut.Lost, "head", end.pos.Seq)
+	}
+	if cut.Lost > 0 {
+		l.o.Damaged(cut)
 	}
 	tail.size = end.off
 	l.file, l.marked = f, end.marked()
 	l.state = state{
 		dataset:    tail.dataset,
 		generation: tail.generation,
-		segments:   segments,
 		head:       end.pos,
 		headNanos:  end.nanos,
 	}
+	l.state.arrange(segments)
 	return nil
 }
 

@@ -180,6 +180,7 @@ type segment struct {
 	header
 	path string
 	size int64 // bytes on stable storage; the log's mu guards it
+	gap  *gap  // the hole behind the segment, nil if there is none; changed with the log's writing and mu
 
 	mu    sync.Mutex // guards index
 	index []point    // ascending, at least indexStep apart

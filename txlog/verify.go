@@ -30,10 +30,14 @@ func VerifyEach(dir string, each func(Pos)) (Report, error) { return verifyEach(
 func verify(fsys durable.FS, dir string) (Report, error) { return verifyEach(fsys, dir, nil) }
 
 func verifyEach(fsys durable.FS, dir string, each func(Pos)) (Report, error) {
-	segments, _, err := listSegments(fsys, dir)
+	found, err := listSegments(fsys, dir)
+	if err == nil {
+		err = found.damage()
+	}
 	if err != nil {
 		return Report{}, fmt.Errorf("verify log %s: %w", dir, err)
 	}
+	segments := found.live
 	if len(segments) == 0 {
 		return Report{}, nil
 	}

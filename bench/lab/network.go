@@ -197,6 +197,7 @@ type Host struct {
 	space   *space
 	addr    netip.Addr
 	uplink  netlink.Link // in the host
+	up      Rate         // of it
 	port    netlink.Link // in the switch
 }
 
@@ -219,7 +220,7 @@ func (n *Network) AddHost(colo string, l Link) (*Host, error) {
 		return nil, fmt.Errorf("add host: a network holds at most %d", MaxHosts)
 	}
 	number := byte(len(n.hosts) + 1)
-	h := &Host{network: n, addr: netip.AddrFrom4([4]byte{10, 171, 0, number})}
+	h := &Host{network: n, addr: netip.AddrFrom4([4]byte{10, 171, 0, number}), up: l.Up}
 	var err error
 	if h.space, err = newSpace(); err != nil {
 		return nil, err
@@ -258,7 +259,7 @@ func (n *Network) plug(h *Host, bridge netlink.Link, l Link) error {
 	}
 	for _, other := range n.hosts {
 		if other != h {
-			if err := errors.Join(h.know(other), other.know(h)); err != nil {
+			if err := errors.Join(h.know(other, other.mac()), other.know(h, h.mac())); err != nil {
 				return err
 			}
 		}
@@ -272,9 +273,9 @@ func (h *Host) mac() net.HardwareAddr { return net.HardwareAddr{0x02, 0x71, 0, 0
 
 // know tells h the other's hardware address: the kernel's table of such, which
 // all namespaces share, is too small to have a hundred hosts ask for them.
-func (h *Host) know(other *Host) error {
+func (h *Host) know(other *Host, mac net.HardwareAddr) error {
 	err := h.space.nl.NeighSet(&netlink.Neigh{LinkIndex: h.uplink.Attrs().Index, State: netlink.NUD_PERMANENT,
-		IP: other.addr.AsSlice(), HardwareAddr: other.mac()})
+		IP: other.addr.AsSlice(), HardwareAddr: mac})
 	if err != nil {
 		return fmt.Errorf("tell %s where %s is: %w", h.addr, other.addr, err)
 	}

@@ -13,7 +13,7 @@ Each scenario says in its own help what it measures, and how.`,
 			return usagef("there is no scenario %q", args[0])
 		},
 	}
-	for _, scenario := range []*cobra.Command{newBenchSwarm(), newBenchSim()} {
+	for _, scenario := range []*cobra.Command{newBenchSwarm(), newBenchSim(), newBenchKill(), newBenchNet(), newBenchDamage()} {
 		scenario.Flags().SortFlags = false
 		scenario.DisableFlagsInUseLine = true
 		cmd.AddCommand(scenario)

@@ -16,8 +16,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/qs-peer/qs-peer/cmd/qs-peer/internal/term"
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/peer"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 )
 
 // leaveTimeout bounds a graceful stop.
@@ -28,10 +30,12 @@ type node struct {
 	peer   peer.Options
 	config string
 
-	upload, download, egress, mint rate
-	clients                        clientLimits
+	upload, download, egress, mint, scrub rate
+	verifyStore                           string
+	clients                               clientLimits
 
 	logLevel, logFormat string
+	budget, segment     byteSize
 }
 
 // nodeCommand returns cmd as the command that runs a node of a role.
@@ -80,6 +84,15 @@ func (n *node) flags(cmd *cobra.Command) {
 		f.Var(&n.mint, "mint-rate", "write snapshots at most so fast, like 100MB/s; 0 is no limit (default 0)")
 		f.Var(&n.egress, "egress-rate", "send snapshots at most so fast, like 20MB/s, within --upload-rate; 0 is no limit (default 0)")
 	}
+	f.IntVar(&o.RetainSeeds, "retain-seeds", peer.DefaultRetainSeeds, "keep the log back to the oldest snapshot that a manager, this node, or so many others offer")
+	f.Var(&n.budget, "disk-budget", "let the data directory take so much, like 200GiB, then drop the oldest snapshots and log entries; 0 is no limit (default 0)")
+	// Small segments are for tests: many of them are no use to anybody else.
+	f.Var(&n.segment, "segment-size", "seal a segment of the log at this size (default: what suits --disk-budget)")
+	_ = f.MarkHidden("segment-size") // it is there
+	f.StringVar(&n.verifyStore, "verify-store", lmdbstore.VerifySampled.String(), "read this much of the store before it is opened: quick, sampled or full; after an unclean stop it is always full")
+	f.DurationVar(&o.ScrubEvery, "scrub-every", peer.DefaultScrubEvery, "read and verify everything that the node holds once in so long; 0 only when asked")
+	n.scrub = peer.DefaultScrubRate
+	f.Var(&n.scrub, "scrub-rate", "read at most so fast for that; 0 is no limit")
 	f.StringSliceVar(&o.Sources, "sources", []string{"other-colos", "managers"}, "ask these for the parts of a snapshot that no worker of the colo has, the cheapest first")
 	f.Var(&n.upload, "upload-rate", "send to peers at most so fast, like 20MB/s, log entries first; 0 is no limit (default 0)")
 	f.Var(&n.download, "download-rate", "receive from peers at most so fast, like 20MB/s, log entries first; 0 is no limit (default 0)")
@@ -133,7 +146,12 @@ func (n *node) complete(cmd *cobra.Command) error {
 		}
 	}
 	o.UploadRate, o.DownloadRate = int64(n.upload), int64(n.download)
-	o.EgressRate, o.MintRate = int64(n.egress), int64(n.mint)
+	o.EgressRate, o.MintRate, o.ScrubRate = int64(n.egress), int64(n.mint), int64(n.scrub)
+	o.DiskBudget, o.SegmentBytes = int64(n.budget), int64(n.segment)
+	var err error
+	if o.VerifyStore, err = lmdbstore.ParseVerify(n.verifyStore); err != nil {
+		return usagef("--verify-store: %w", err)
+	}
 	n.clients.complete(o)
 	return nil
 }
@@ -164,13 +182,22 @@ func checkAddr(addr string) (port uint64, err error) {
 	return port, nil
 }
 
-// run runs the node until a signal asks it to leave or it can not go on.
-func (n *node) run(cmd *cobra.Command) error {
+// logger returns what the node logs to.
+func (n *node) logger(cmd *cobra.Command) (*slog.Logger, *term.Footer, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(n.logLevel)); err != nil {
-		return usagef("--log-level %q: want debug, info, warn or error", n.logLevel)
+		return nil, nil, usagef("--log-level %q: want debug, info, warn or error", n.logLevel)
 	}
 	log, footer := newLogger(cmd.ErrOrStderr(), level, n.logFormat == "json")
+	return log, footer, nil
+}
+
+// run runs the node until a signal asks it to leave or it can not go on.
+func (n *node) run(cmd *cobra.Command) error {
+	log, footer, err := n.logger(cmd)
+	if err != nil {
+		return err
+	}
 	n.peer.Logger = log
 	limitMemory(n.peer.Role)
 
@@ -181,6 +208,9 @@ func (n *node) run(cmd *cobra.Command) error {
 	}
 	if err != nil {
 		return err
+	}
+	if err := keepCrash(n.peer.Data, log); err != nil { // now that the directory is ours
+		log.Warn("a crash of this process will be reported on standard error only", "error", err)
 	}
 	addrs := p.Addrs()
 	log.Info("listening", "http", addrs.HTTP, "gossip", addrs.Gossip, "resp", addrs.RESP, "peer", addrs.Peer, "swarm", addrs.Swarm)

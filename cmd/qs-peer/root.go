@@ -114,7 +114,7 @@ To see it work: qs-peer demo`,
 	}
 	add(nodes, newDemo(), newManager(), newWorker())
 	add(data, newGet(), newPut(), newDel(), newScan(), newImport(), newExport())
-	add(operate, newStatus(), newSnapshot(), newVerify(), newCA(), newBench(), newVersion())
+	add(operate, newStatus(), newSnapshot(), newScrub(), newVerify(), newRestore(), newCA(), newBench(), newVersion())
 	return root
 }
 

@@ -141,6 +141,14 @@ func showStatus(w io.Writer, s *client.Status) (int, error) {
 	if me, ok := s.Me(); ok && me.Error != "" {
 		note(me.Name+": "+me.Error, term.Red)
 	}
+	if me, ok := s.Me(); ok && me.PublishStopped != "" {
+		note(me.Name+": "+me.PublishStopped, term.Red)
+	}
+	for _, m := range s.Members {
+		if m.PartsAt > 0 {
+			note(fmt.Sprintf("%s holds something else than %s from entry %d on", m.Name, s.Self, m.PartsAt), term.Red)
+		}
+	}
 	room := height - 1 - len(below) // the cursor takes a line
 	members := s.Members
 	if watching && room > 2 && len(s.Members)+1 > room {

@@ -29,7 +29,11 @@ type target struct {
 func (t *target) flags(cmd *cobra.Command, timeout time.Duration) {
 	f := cmd.Flags()
 	f.StringVar(&t.addr, "addr", "127.0.0.1:7948", "HTTP `address` of the node, host:port or a URL; https if there is a certificate")
-	f.DurationVar(&t.timeout, "timeout", timeout, "longest silence of the node before giving up; 0 waits for ever")
+	usage := "longest silence of the node before giving up; 0 waits for ever"
+	if timeout == 0 {
+		usage += " (default 0)"
+	}
+	f.DurationVar(&t.timeout, "timeout", timeout, usage)
 	f.StringVar(&t.tls.CA, "tls-ca", "", "`file` of the authorities' certificates that the node's is checked against (default $QS_TLS_CA)")
 	f.StringVar(&t.tls.Cert, "tls-cert", "", "`file` of the certificate that says who asks (default $QS_TLS_CERT)")
 	f.StringVar(&t.tls.Key, "tls-key", "", "`file` of the certificate's key (default $QS_TLS_KEY)")

@@ -22,8 +22,9 @@ func newVerify() *cobra.Command {
 		Short: "Check a stopped node's data directory",
 		Long: `Verify reads everything in the data directory of a node that is not running: every
 entry of the log and its link to the one before, every page of the store, every
-piece of every snapshot; and compares them with each other. With --trusted-keys
-every snapshot has to be signed, too. It changes nothing.
+piece of every snapshot, every signed head; and compares them with each other. With
+--trusted-keys signatures are verified, and every snapshot has to be signed. Evidence
+of a fork is reported. It changes nothing.
 Exit status: 0 sound, 1 not sound (or in use), 2 usage.`,
 		Args: wantArgs(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -103,6 +104,14 @@ func printVerified(w io.Writer, r *verify.Report) error {
 			signed = ", signed by " + strings.Join(s.SignedBy, " and ")
 		}
 		ew.printf("snapshot  entry %d, %s, %s, infohash %s%s: %s\n", s.Seq, term.Plural(s.Pairs, "pair"), term.Bytes(s.Bytes), s.InfoHash, signed, sound)
+	}
+	if h := r.Heads; h != nil {
+		if h.Count > 0 {
+			ew.printf("heads     %s, the newest of entry %d at %s\n", term.Plural(h.Count, "signed head"), h.Newest, h.Signed)
+		}
+		if h.Strange > 0 {
+			ew.printf("          %s by none of the trusted keys\n", term.Plural(h.Strange, "signed head"))
+		}
 	}
 	for _, f := range r.Findings {
 		ew.printf("FINDING   %s\n", f)

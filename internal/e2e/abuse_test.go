@@ -146,6 +146,7 @@ func TestAbuse(t *testing.T) {
 	if os.Getenv("QS_E2E") == "" {
 		t.Skip("needs the built binary: run make e2e")
 	}
+	t.Parallel()
 	f := newStory(t, os.Getenv("QS_PEER"), true)
 	m, w := f.start("manager", "m1"), f.start("worker", "w1")
 	creds, err := trust.Open(trust.Options{Files: f.Client().Files})

@@ -37,6 +37,7 @@ func TestFleet(t *testing.T) {
 	if mode == "" {
 		t.Skip("needs the built binary and Debian's package index: run make e2e")
 	}
+	t.Parallel()
 	pairs := packageIndex(t)
 	if mode == "full" {
 		more := contents(t)
@@ -158,6 +159,7 @@ func TestStockClient(t *testing.T) {
 	if os.Getenv("QS_E2E") == "" {
 		t.Skip("needs the built binary and Debian's package index: run make e2e")
 	}
+	t.Parallel()
 	f := newStory(t, os.Getenv("QS_PEER"), false)
 	m := f.start("manager", "m")
 	input := filepath.Join(f.dir, "input.jsonl")

@@ -92,7 +92,7 @@ func (s *story) try(args ...string) (string, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, s.bin, args...)
 	who := s.Client()
-	if args[0] == "snapshot" {
+	if args[0] == "snapshot" || args[0] == "scrub" {
 		who = s.Operator()
 	}
 	if who != nil {

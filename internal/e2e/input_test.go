@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -20,9 +21,13 @@ type pair struct {
 	Value string `json:"value"`
 }
 
+var apt sync.Mutex // one at a time may update its lists
+
 // packageIndex returns Debian's package index, name → stanza, from apt's lists.
 func packageIndex(t *testing.T) []pair {
 	t.Helper()
+	apt.Lock()
+	defer apt.Unlock()
 	out, err := exec.Command("apt-cache", "dumpavail").Output()
 	if err != nil {
 		t.Fatalf("apt-cache dumpavail: %v (this run needs Debian's package index)", err)

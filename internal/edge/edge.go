@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"cmp"
 	"log/slog"
 	"runtime"
 
@@ -13,6 +14,9 @@ import (
 type Options struct {
 	// Credentials make every connection mutual TLS. Nil: plain TCP.
 	Credentials *trust.Credentials
+	// MaxHandshakes bounds the handshakes in flight at all listeners together; at the
+	// worst, each takes about 64 KiB of memory. Default: 512.
+	MaxHandshakes int
 	// Logger is told who was refused. Default: discarded.
 	Logger *slog.Logger
 	// Registerer gets the qs_edge_* metrics; one Edge per Registerer. Default: none.
@@ -28,6 +32,7 @@ type Edge struct {
 	refusals    refusals
 	breakers    *breakers
 	occupants   *occupants
+	handshakes  *handshakes
 	computing   gate
 }
 
@@ -41,6 +46,7 @@ func New(o Options) *Edge {
 		log:         o.Logger,
 		breakers:    newBreakers(),
 		occupants:   newOccupants(),
+		handshakes:  newHandshakes(cmp.Or(o.MaxHandshakes, 512)),
 		computing:   make(gate, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
 	e.metrics = newMetrics(o.Registerer, e.breakers)

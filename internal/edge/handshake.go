@@ -12,10 +12,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// handshakes are those in flight at a listener.
+// handshakes are those in flight at a node, whichever listener they came to.
 type handshakes struct {
-	max   int
-	gauge prometheus.Gauge
+	max int
 	// running has an element for each goroutine: those that gave way may need a moment
 	// to see it.
 	running chan struct{}
@@ -23,16 +22,22 @@ type handshakes struct {
 	mu     sync.Mutex // guards what follows, and what handshake says
 	n      int
 	byHost map[netip.Prefix][]*handshake // oldest first
-	closed bool
 }
 
-func newHandshakes(most int, g prometheus.Gauge) *handshakes {
-	return &handshakes{max: most, gauge: g, running: make(chan struct{}, 2*most), byHost: make(map[netip.Prefix][]*handshake)}
+// door is where handshakes come in: a listener.
+type door struct {
+	gauge  prometheus.Gauge
+	closed bool // guarded by handshakes.mu
+}
+
+func newHandshakes(most int) *handshakes {
+	return &handshakes{max: most, running: make(chan struct{}, 2*most), byHost: make(map[netip.Prefix][]*handshake)}
 }
 
 // handshake is one in flight. Its goroutine is the only one that uses left and busy.
 type handshake struct {
 	all      *handshakes
+	door     *door
 	host     netip.Prefix
 	conn     *socket
 	gate     gate
@@ -52,10 +57,10 @@ var (
 
 // begin adds one. If there are too many then, a host with most of them gives way:
 // the one that has been silent longest, or else, when all wait for us, the
-// latest, which may be the new one. It returns nil if so, or if it is closed.
+// latest, which may be the new one. It returns nil if so, or if its door is closed.
 func (hs *handshakes) begin(h *handshake) *handshake {
 	hs.mu.Lock()
-	if hs.closed {
+	if h.door.closed {
 		hs.mu.Unlock()
 		return nil
 	}
@@ -68,7 +73,7 @@ func (hs *handshakes) begin(h *handshake) *handshake {
 		victim.gone = true
 		hs.remove(victim)
 	}
-	hs.gauge.Set(float64(hs.n))
+	h.door.gauge.Inc() // after the victim's Dec, so that it never says more than max
 	hs.mu.Unlock()
 	if victim == h {
 		return nil
@@ -115,16 +120,19 @@ func (hs *handshakes) remove(h *handshake) {
 		hs.byHost[h.host] = host
 	}
 	hs.n--
+	h.door.gauge.Dec()
 }
 
-// close ends all, and there will be no more.
-func (hs *handshakes) close() {
+// close ends all that came in at a door, and there will be no more.
+func (hs *handshakes) close(d *door) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	hs.closed = true
+	d.closed = true
 	for _, host := range hs.byHost {
 		for _, h := range host {
-			h.conn.Close()
+			if h.door == d {
+				h.conn.Close()
+			}
 		}
 	}
 }
@@ -179,7 +187,6 @@ func (h *handshake) end() (gone bool) {
 	h.all.mu.Lock()
 	defer h.all.mu.Unlock()
 	h.all.remove(h)
-	h.all.gauge.Set(float64(h.all.n))
 	return h.gone
 }
 

@@ -105,8 +105,8 @@ func TestMaxPerIdentity(t *testing.T) {
 // one from another host who is as slow as they are.
 func TestBusiestHostGivesWay(t *testing.T) {
 	_, sc, _ := fleet(t)
-	server := newNode(sc)
-	addr := serveEcho(t, server, ListenOptions{MaxHandshakes: 4, HandshakeTimeout: time.Minute})
+	server := newNodeWith(Options{Credentials: sc, MaxHandshakes: 4})
+	addr := serveEcho(t, server, ListenOptions{HandshakeTimeout: time.Minute})
 	silent := func(host string) net.Conn {
 		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(host)}}).Dial("tcp", addr)
 		if err != nil {
@@ -139,8 +139,8 @@ func TestBusiestHostGivesWay(t *testing.T) {
 // TestManyHosts: of strangers who have a host for each connection, the first gives way.
 func TestManyHosts(t *testing.T) {
 	_, sc, cc := fleet(t)
-	server := newNode(sc)
-	addr := serveEcho(t, server, ListenOptions{MaxHandshakes: 4, HandshakeTimeout: time.Minute})
+	server := newNodeWith(Options{Credentials: sc, MaxHandshakes: 4})
+	addr := serveEcho(t, server, ListenOptions{HandshakeTimeout: time.Minute})
 	for i := range 20 {
 		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 1, byte(i+1))}}).Dial("tcp", addr)
 		if err != nil {
@@ -153,6 +153,42 @@ func TestManyHosts(t *testing.T) {
 	}
 	if got := server.metric(t, "qs_edge_refused_total", string(TooManyHandshakes)); got < 16 {
 		t.Errorf("%v strangers gave way", got)
+	}
+}
+
+// TestHandshakesOfAllListeners: the limit is one for the node, so that memory is bounded
+// however many listeners are attacked; who is silent at one listener gives way to
+// those who come to another.
+func TestHandshakesOfAllListeners(t *testing.T) {
+	_, sc, cc := fleet(t)
+	server := newNodeWith(Options{Credentials: sc, MaxHandshakes: 4})
+	var addrs []string
+	for _, name := range []string{"http", "peer"} {
+		addrs = append(addrs, serveEcho(t, server, ListenOptions{Name: name, HandshakeTimeout: time.Minute}))
+	}
+	for range 10 {
+		c, err := net.Dial("tcp", addrs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	eventually(t, "six gave way at the first", func() bool {
+		return server.metric(t, "qs_edge_refused_total", "http", string(TooManyHandshakes)) == 6
+	})
+	for range 4 {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP("127.0.0.2")}}).Dial("tcp", addrs[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	eventually(t, "both have their part of the four", func() bool {
+		http, peer := server.metric(t, "qs_edge_handshakes_in_flight", "http"), server.metric(t, "qs_edge_handshakes_in_flight", "peer")
+		return http+peer == 4 && peer >= 2
+	})
+	if err := dialCall(t.Context(), newNode(cc).Edge, addrs[1]); err != nil {
+		t.Errorf("one with a certificate: %v", err)
 	}
 }
 

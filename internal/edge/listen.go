@@ -22,9 +22,6 @@ type ListenOptions struct {
 	// MaxPerIdentity bounds open connections of one identity. Without TLS there are
 	// none, and it does not apply. Default: 512.
 	MaxPerIdentity int
-	// MaxHandshakes bounds handshakes in flight; at the worst, each takes about 64 KiB
-	// of memory. Default: 512.
-	MaxHandshakes int
 	// HandshakeTimeout bounds each of them. Default: 5 s.
 	HandshakeTimeout time.Duration
 	// Admit, if not nil, says whether somebody whose certificate is good may connect
@@ -35,7 +32,6 @@ type ListenOptions struct {
 func (o ListenOptions) withDefaults() ListenOptions {
 	o.MaxConns = cmp.Or(o.MaxConns, 4096)
 	o.MaxPerIdentity = cmp.Or(o.MaxPerIdentity, 512)
-	o.MaxHandshakes = cmp.Or(o.MaxHandshakes, 512)
 	o.HandshakeTimeout = cmp.Or(o.HandshakeTimeout, 5*time.Second)
 	return o
 }
@@ -50,13 +46,13 @@ func (o ListenOptions) withDefaults() ListenOptions {
 func (e *Edge) Listen(ln net.Listener, o ListenOptions) net.Listener {
 	o = o.withDefaults()
 	l := &listener{
-		Listener:   ln,
-		edge:       e,
-		o:          o,
-		ready:      make(chan net.Conn),
-		done:       make(chan struct{}),
-		seats:      newSeats(o.MaxConns, o.MaxPerIdentity, e.metrics.connections.WithLabelValues(o.Name)),
-		handshakes: newHandshakes(o.MaxHandshakes, e.metrics.handshaking.WithLabelValues(o.Name)),
+		Listener: ln,
+		edge:     e,
+		o:        o,
+		ready:    make(chan net.Conn),
+		done:     make(chan struct{}),
+		seats:    newSeats(o.MaxConns, o.MaxPerIdentity, e.metrics.connections.WithLabelValues(o.Name)),
+		door:     &door{gauge: e.metrics.handshaking.WithLabelValues(o.Name)},
 	}
 	for _, why := range reasons {
 		e.metrics.refused.WithLabelValues(o.Name, string(why)) // from zero on
@@ -70,11 +66,11 @@ func (e *Edge) Listen(ln net.Listener, o ListenOptions) net.Listener {
 
 type listener struct {
 	net.Listener
-	edge       *Edge
-	o          ListenOptions
-	tls        *tls.Config // nil: plain
-	seats      *seats
-	handshakes *handshakes
+	edge  *Edge
+	o     ListenOptions
+	tls   *tls.Config // nil: plain
+	seats *seats
+	door  *door
 
 	ready    chan net.Conn
 	done     chan struct{} // closed by Close
@@ -131,7 +127,7 @@ func (l *listener) stop() {
 	l.closing.Do(func() {
 		close(l.done)
 		l.closeErr = l.Listener.Close()
-		l.handshakes.close()
+		l.edge.handshakes.close(l.door)
 	})
 }
 
@@ -170,6 +166,7 @@ func (l *listener) receive(c net.Conn) {
 		return
 	}
 	h := &handshake{
+		door:     l.door,
 		host:     hostPrefix(c.RemoteAddr()),
 		conn:     &socket{Conn: c},
 		gate:     l.edge.computing,
@@ -177,7 +174,7 @@ func (l *listener) receive(c net.Conn) {
 		left:     maxHandshake,
 	}
 	h.conn.handshake = h
-	if l.handshakes.begin(h) == nil {
+	if l.edge.handshakes.begin(h) == nil {
 		l.refuse(c, TooManyHandshakes, trust.Identity{}, errGaveWay)
 		return
 	}

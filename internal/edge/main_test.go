@@ -35,9 +35,12 @@ type node struct {
 	log *lines
 }
 
-func newNode(c *trust.Credentials) *node {
+func newNode(c *trust.Credentials) *node { return newNodeWith(Options{Credentials: c}) }
+
+func newNodeWith(o Options) *node {
 	n := &node{reg: prometheus.NewRegistry(), log: &lines{}}
-	n.Edge = New(Options{Credentials: c, Registerer: n.reg, Logger: slog.New(slog.NewTextHandler(n.log, nil))})
+	o.Registerer, o.Logger = n.reg, slog.New(slog.NewTextHandler(n.log, nil))
+	n.Edge = New(o)
 	return n
 }
 

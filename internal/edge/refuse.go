@@ -13,7 +13,7 @@ const (
 	TooManyConnections trust.Reason = "too_many_connections"
 	// TooManyOfIdentity: the identity has ListenOptions.MaxPerIdentity.
 	TooManyOfIdentity trust.Reason = "too_many_of_identity"
-	// TooManyHandshakes: ListenOptions.MaxHandshakes were in flight, and this one's
+	// TooManyHandshakes: Options.MaxHandshakes were in flight, and this one's
 	// host had most of them.
 	TooManyHandshakes trust.Reason = "too_many_handshakes"
 	// SlowHandshake: it took longer than ListenOptions.HandshakeTimeout.

@@ -28,7 +28,7 @@ import (
 // Kind is what an operation does.
 type Kind string
 
-// Kinds of operations. All but Read change something.
+// Kinds of operations. All but Read, Open and Stat change something.
 const (
 	Create   Kind = "create" // OpenFile that makes or truncates a file
 	Write    Kind = "write"
@@ -39,11 +39,13 @@ const (
 	Mkdir    Kind = "mkdir"
 	SyncDir  Kind = "syncdir"
 	Read     Kind = "read"
+	Open     Kind = "open" // OpenFile of a file that it leaves as it is
+	Stat     Kind = "stat"
 )
 
 // Op is an operation that is about to happen.
 type Op struct {
-	N    int // ordinal among the operations that change something, from 1; 0 for a Read
+	N    int // ordinal among the operations that change something, from 1; 0 for the others
 	Kind Kind
 	Name string // of Rename: the new name
 }
@@ -119,7 +121,7 @@ type node struct {
 	// of a file
 	content []byte   // as it is read
 	synced  []byte   // as it is on the disk for sure
-	pending []change // between the two, if no fsync failed
+	pending []Change // between the two, if no fsync failed
 
 	// of a directory
 	names   map[string]*node // nil for a file
@@ -127,10 +129,10 @@ type node struct {
 	moves   []move
 }
 
-// change is a write at off, or (nil data) a truncation to off.
-type change struct {
-	off  int64
-	data []byte
+// Change is a write to a file at Off, or (nil Data) a truncation to Off.
+type Change struct {
+	Off  int64
+	Data []byte
 }
 
 // move is an atomic change of names; nil nodes are removed.
@@ -140,15 +142,16 @@ func newDir() *node {
 	return &node{names: map[string]*node{}, durable: map[string]*node{}}
 }
 
-func (c change) apply(b []byte) []byte {
-	end := c.off + int64(len(c.data))
-	if c.data == nil && end < int64(len(b)) {
+// Apply makes the change to a file's content, which it may overwrite, and returns that.
+func (c Change) Apply(b []byte) []byte {
+	end := c.Off + int64(len(c.Data))
+	if c.Data == nil && end < int64(len(b)) {
 		return b[:end:end]
 	}
 	if grow := end - int64(len(b)); grow > 0 {
 		b = append(b, make([]byte, grow)...)
 	}
-	copy(b[c.off:], c.data)
+	copy(b[c.Off:], c.Data)
 	return b
 }
 
@@ -163,8 +166,8 @@ func (m move) apply(names map[string]*node) {
 }
 
 // change applies and remembers c.
-func (n *node) change(c change) {
-	n.content = c.apply(n.content)
+func (n *node) change(c Change) {
+	n.content = c.Apply(n.content)
 	n.pending = append(n.pending, c)
 }
 
@@ -177,7 +180,7 @@ func (n *node) move(m move) {
 // effect gets the number of bytes to write; negative: all. The caller holds mu.
 func (f *FS) do(kind Kind, name string, effect func(short int) error) error {
 	op := Op{Kind: kind, Name: name}
-	if kind != Read {
+	if kind != Read && kind != Open && kind != Stat {
 		f.ops++
 		op.N = f.ops
 	}
@@ -242,9 +245,11 @@ func (f *FS) OpenFile(name string, flag int, _ fs.FileMode) (durable.File, error
 	case err == nil && flag&os.O_TRUNC != 0:
 		err = f.do(Create, name, func(int) error {
 			f.free(len(n.content))
-			n.change(change{})
+			n.change(Change{})
 			return nil
 		})
+	case err == nil:
+		err = f.do(Open, name, func(int) error { return nil })
 	case err == fs.ErrNotExist && flag&os.O_CREATE != 0:
 		err = f.do(Create, name, func(int) error {
 			dir, base, err := f.parent(name)
@@ -279,9 +284,13 @@ func (f *FS) free(n int) {
 func (f *FS) Stat(name string) (fs.FileInfo, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	n, err := f.find(name)
+	var n *node
+	err := f.do(Stat, name, func(int) (err error) {
+		n, err = f.find(name)
+		return err
+	})
 	if err != nil {
-		return nil, pathError("stat", name, err)
+		return nil, err
 	}
 	return n.info(filepath.Base(name)), nil
 }

@@ -212,4 +212,14 @@ func TestPathsAndErrors(t *testing.T) {
 	if _, err := h.ReadAt(make([]byte, 1), 0); !errors.Is(err, boom) {
 		t.Fatal(err)
 	}
+	ops := f.Ops()
+	f.Inject(func(op faultfs.Op) faultfs.Fault {
+		if op.Kind == faultfs.Open {
+			return faultfs.Fault{Err: boom}
+		}
+		return faultfs.Fault{}
+	})
+	if _, err := f.OpenFile("/r", os.O_RDONLY, 0); !errors.Is(err, boom) || f.Ops() != ops {
+		t.Fatal(err, f.Ops()-ops)
+	}
 }

@@ -55,7 +55,7 @@ func (f *file) WriteAt(p []byte, off int64) (n int, err error) {
 			f.fs.space -= grow
 		}
 		if n > 0 {
-			f.node.change(change{off: off, data: slices.Clone(p[:n])})
+			f.node.change(Change{Off: off, Data: slices.Clone(p[:n])})
 		}
 		return full
 	})
@@ -70,7 +70,7 @@ func (f *file) Truncate(size int64) error {
 	}
 	return f.fs.do(Truncate, f.name, func(int) error {
 		f.fs.free(max(0, len(f.node.content)-int(size)))
-		f.node.change(change{off: size})
+		f.node.change(Change{Off: size})
 		return nil
 	})
 }
@@ -83,7 +83,7 @@ func (f *file) Sync() error {
 	}
 	err := f.fs.do(Sync, f.name, func(int) error {
 		for _, c := range f.node.pending {
-			f.node.synced = c.apply(f.node.synced)
+			f.node.synced = c.Apply(f.node.synced)
 		}
 		return nil
 	})

@@ -7,7 +7,6 @@ import (
 )
 
 // sector is the unit in which unsynced writes reach the disk or not, in bytes.
-// A cut tears at most one of them per write.
 const sector = 512
 
 // AfterPowerCut returns the file system as a power cut now might leave it, all
@@ -38,7 +37,7 @@ func (c *cut) node(n *node) *node {
 	left := newDir()
 	c.seen[n] = left
 	names := maps.Clone(n.durable)
-	keep := c.keeper(len(n.moves))
+	keep := keeper(c.rng, len(n.moves))
 	for i, m := range n.moves {
 		if keep(i) {
 			m.apply(names)
@@ -52,63 +51,71 @@ func (c *cut) node(n *node) *node {
 	return left
 }
 
+func (c *cut) content(n *node) []byte {
+	return AfterCut(c.rng, n.synced, n.pending, true)
+}
+
+// AfterCut returns what a power cut may leave of a file that surely holds synced, and to
+// which changes were made since that are not known to have reached the disk. Other draws
+// from rng leave it otherwise. Sectors reach the disk wholly or not at all, unless torn
+// says that one of each write may be cut in the middle.
+func AfterCut(rng *rand.Rand, synced []byte, pending []Change, torn bool) []byte {
+	b := slices.Clone(synced)
+	keep := keeper(rng, len(pending))
+	longest := len(b)
+	for i, ch := range pending {
+		longest = max(longest, int(ch.Off)+len(ch.Data))
+		switch {
+		case ch.Data == nil:
+			if keep(i) {
+				b = ch.Apply(b)
+				longest = len(b)
+			}
+		case keep(i):
+			b = tear(rng, b, ch, torn)
+		}
+	}
+	if len(pending) > 0 && rng.IntN(4) == 0 { // the length is there, the bytes are not
+		b = Change{Off: int64(longest)}.Apply(b)
+	}
+	return b
+}
+
 // keeper draws which of n changes reached the disk: none, all, the first few,
 // or any.
-func (c *cut) keeper(n int) func(int) bool {
-	switch c.rng.IntN(4) {
+func keeper(rng *rand.Rand, n int) func(int) bool {
+	switch rng.IntN(4) {
 	case 0:
 		return func(int) bool { return false }
 	case 1:
 		return func(int) bool { return true }
 	case 2:
-		first := c.rng.IntN(n + 1)
+		first := rng.IntN(n + 1)
 		return func(i int) bool { return i < first }
 	default:
-		return func(int) bool { return c.rng.IntN(2) == 0 }
+		return func(int) bool { return rng.IntN(2) == 0 }
 	}
-}
-
-func (c *cut) content(n *node) []byte {
-	b := slices.Clone(n.synced)
-	keep := c.keeper(len(n.pending))
-	longest := len(b)
-	for i, ch := range n.pending {
-		longest = max(longest, int(ch.off)+len(ch.data))
-		switch {
-		case ch.data == nil:
-			if keep(i) {
-				b = ch.apply(b)
-				longest = len(b)
-			}
-		case keep(i):
-			b = c.tear(b, ch)
-		}
-	}
-	if len(n.pending) > 0 && c.rng.IntN(4) == 0 { // the length is there, the bytes are not
-		b = change{off: int64(longest)}.apply(b)
-	}
-	return b
 }
 
 // tear applies the sectors of a write that reached the disk.
-func (c *cut) tear(b []byte, ch change) []byte {
-	first := ch.off / sector
-	sectors := int((ch.off+int64(len(ch.data))-1)/sector - first + 1)
-	keep, torn := c.keeper(sectors), -1
-	if c.rng.IntN(2) == 0 {
-		torn = c.rng.IntN(sectors)
+func tear(rng *rand.Rand, b []byte, ch Change, mayTear bool) []byte {
+	first := ch.Off / sector
+	sectors := int((ch.Off+int64(len(ch.Data))-1)/sector - first + 1)
+	keep, torn := keeper(rng, sectors), -1
+	if mayTear && rng.IntN(2) == 0 {
+		torn = rng.IntN(sectors)
 	}
 	for i := range sectors {
 		if !keep(i) {
 			continue
 		}
-		from := max(ch.off, (first+int64(i))*sector)
-		to := min(ch.off+int64(len(ch.data)), (first+int64(i)+1)*sector)
+		from := max(ch.Off, (first+int64(i))*sector)
+		to := min(ch.Off+int64(len(ch.Data)), (first+int64(i)+1)*sector)
 		if i == torn {
-			to = from + c.rng.Int64N(to-from+1)
+			to = from + rng.Int64N(to-from+1)
 		}
 		if to > from {
-			b = change{off: from, data: ch.data[from-ch.off : to-ch.off]}.apply(b)
+			b = Change{Off: from, Data: ch.Data[from-ch.Off : to-ch.Off]}.Apply(b)
 		}
 	}
 	return b

@@ -28,9 +28,10 @@ func newCaller(at Place, s *security, name string) *caller {
 	return &caller{"https", &http.Client{Transport: transport(at, s.reads, name)}, &http.Client{Transport: transport(at, s.operates, name)}}
 }
 
-// client returns who may make a call: to have a snapshot published is an operator's.
+// client returns who may make a call: to have a snapshot published, or a node scrubbed,
+// is an operator's.
 func (c *caller) client(method, path string) *http.Client {
-	if method == http.MethodPost && path == "/v1/snapshots" {
+	if method == http.MethodPost && (path == "/v1/snapshots" || strings.HasPrefix(path, "/v1/scrub")) {
 		return c.operates
 	}
 	return c.reads

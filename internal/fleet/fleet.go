@@ -121,6 +121,16 @@ func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (
 // what its data directory holds, at the addresses it had, as a configured node
 // does, and with the same extra arguments if none are given.
 func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra ...string) (*Node, error) {
+	n, err := f.Launch(at, role, name, extra...)
+	if err != nil {
+		return nil, err
+	}
+	return n, f.Listening(ctx, n)
+}
+
+// Launch is StartAt without the wait: the node is killed, if need be, before it
+// listens. Listening follows.
+func (f *Fleet) Launch(at Place, role, name string, extra ...string) (*Node, error) {
 	f.mu.Lock()
 	n := f.nodes[name]
 	if n == nil {
@@ -138,8 +148,7 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 		return nil, err
 	}
 	// A process that was killed leaves its addresses behind.
-	addrs := filepath.Join(n.Data, "addrs.json")
-	if err := os.Remove(addrs); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(n.addrsFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	out, err := os.OpenFile(n.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -160,27 +169,45 @@ func (f *Fleet) StartAt(ctx context.Context, at Place, role, name string, extra 
 		_ = cmd.Wait() // the exit status stays in cmd.ProcessState
 		close(exited)
 	}(n.cmd, n.exited)
+	return n, nil
+}
 
-	err = Until(ctx, startLimit, func() error {
+// Listening waits until a node that was launched listens. One that ended instead is
+// an *ExitError.
+func (f *Fleet) Listening(ctx context.Context, n *Node) error {
+	err := Until(ctx, startLimit, func() error {
 		select {
 		case <-n.exited:
-			return Stop(fmt.Errorf("%s ended with %s:\n%s", name, n.cmd.ProcessState, n.Tail(12)))
+			return Stop(&ExitError{n.Name, n.cmd.ProcessState, n.Tail(12)})
 		default:
 		}
-		text, err := os.ReadFile(addrs)
+		text, err := os.ReadFile(n.addrsFile())
 		if err != nil {
 			return err
 		}
 		return json.Unmarshal(text, &n.Addrs)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", name, err)
+		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
 	f.mu.Lock()
-	f.up[name] = contact{n.Addrs.Gossip, n.exited}
+	f.up[n.Name] = contact{n.Addrs.Gossip, n.exited}
 	f.mu.Unlock()
-	return n, nil
+	return nil
 }
+
+// ExitError says that a process ended that should run.
+type ExitError struct {
+	Name  string
+	State *os.ProcessState
+	Tail  string // the last lines of its output
+}
+
+func (e *ExitError) Error() string {
+	return fmt.Sprintf("%s ended with %s:\n%s", e.Name, e.State, e.Tail)
+}
+
+func (n *Node) addrsFile() string { return filepath.Join(n.Data, "addrs.json") }
 
 // args returns with what a node is started: at the addresses that it had, or else on
 // free ports. join are addresses of others.
@@ -193,7 +220,7 @@ func (f *Fleet) args(n *Node, join string) ([]string, error) {
 	}{
 		{"--gossip-addr", n.Addrs.Gossip, ip}, {"--swarm-addr", n.Addrs.Swarm, ip}, {"--peer-addr", n.Addrs.Peer, ip},
 		// Only we talk to these, and not over what joins the places.
-		{"--http-addr", n.Addrs.HTTP, localhost}, {"--resp-addr", n.Addrs.RESP, localhost},
+		{"--http-addr", n.Addrs.HTTP, loopbackOf(ip)}, {"--resp-addr", n.Addrs.RESP, loopbackOf(ip)},
 	} {
 		args = append(args, l.flag, cmp.Or(l.before, netip.AddrPortFrom(l.ip, 0).String()))
 	}

@@ -18,13 +18,26 @@ type Place interface {
 }
 
 // Loopback is this machine, seen by itself only.
-var Loopback Place = loopback{}
+var Loopback Place = loopback{localhost}
+
+// LoopbackAt is another address of this machine's loopback network, 127.0.0.0/8. What
+// listens there keeps its port over a restart: the ports of outgoing connections are those
+// of 127.0.0.1.
+func LoopbackAt(a, b, c byte) Place { return loopback{netip.AddrFrom4([4]byte{127, a, b, c})} }
 
 var localhost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-type loopback struct{}
+// loopbackOf returns where a node at ip listens for those on its own machine.
+func loopbackOf(ip netip.Addr) netip.Addr {
+	if ip.IsLoopback() {
+		return ip
+	}
+	return localhost
+}
 
-func (loopback) Addr() netip.Addr          { return localhost }
+type loopback struct{ addr netip.Addr }
+
+func (l loopback) Addr() netip.Addr        { return l.addr }
 func (loopback) Start(cmd *exec.Cmd) error { return cmd.Start() }
 
 func (loopback) Dial(ctx context.Context, network, addr string) (net.Conn, error) {

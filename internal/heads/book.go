@@ -51,6 +51,7 @@ type Book struct {
 	end     int64 // of what is kept, in file
 	kept    []place
 	newest  Signed
+	added   time.Time     // when newest was; zero: by an earlier process
 	slot    int64         // which one is written next
 	since   int64         // bytes of log since the last one kept
 	synced  time.Time     // when file was
@@ -116,28 +117,18 @@ func (b *Book) loadKept() error {
 	if err != nil {
 		return err
 	}
-	if len(content) < keptHeader || string(content[:8]) != keptMagic {
+	if !keptBegins(content) {
 		if len(content) > 0 {
 			b.log.Warn("the signed heads that were kept are damaged; beginning anew", "bytes", len(content))
 		}
 		return b.begin()
 	}
-	if v := binary.LittleEndian.Uint32(content[8:]); v != keptVersion {
-		return fmt.Errorf("%s has version %d; this program knows %d", keptName, v, keptVersion)
-	}
-	off := int64(keptHeader)
-	for {
-		note, ok := record(content[off:])
-		if !ok {
-			break
-		}
-		h, err := read(note)
-		if err != nil || len(b.kept) > 0 && h.Pos.Seq <= b.kept[len(b.kept)-1].pos.Seq {
-			break
-		}
-		b.kept = append(b.kept, place{h.Pos, off + recordHeader, len(note), crc32.Checksum(note, castagnoli)})
-		b.newest = Signed{h.Head, slices.Clone(note)}
-		off += recordHeader + int64(len(note))
+	off, err := eachKept(content, func(h Signed, off int64) {
+		b.kept = append(b.kept, place{h.Pos, off, len(h.Note), crc32.Checksum(h.Note, castagnoli)})
+		b.newest = Signed{h.Head, slices.Clone(h.Note)}
+	})
+	if err != nil {
+		return err
 	}
 	if rest := int64(len(content)) - off; rest > 0 {
 		b.log.Warn("signed heads that were kept are damaged; dropping them", "heads_left", len(b.kept), "bytes_dropped", rest)
@@ -149,6 +140,33 @@ func (b *Book) loadKept() error {
 	return nil
 }
 
+func keptBegins(content []byte) bool {
+	return len(content) >= keptHeader && string(content[:8]) == keptMagic
+}
+
+// eachKept calls fn with the heads in a file of those that are kept, in order, and with
+// where their notes stand, up to the first record that is not sound, and returns
+// where that is.
+func eachKept(content []byte, fn func(h Signed, off int64)) (end int64, err error) {
+	if v := binary.LittleEndian.Uint32(content[8:]); v != keptVersion {
+		return 0, fmt.Errorf("%s has version %d; this program knows %d", keptName, v, keptVersion)
+	}
+	end = keptHeader
+	for last := uint64(0); ; {
+		note, ok := record(content[end:])
+		if !ok {
+			return end, nil
+		}
+		h, err := read(note)
+		if err != nil || last > 0 && h.Pos.Seq <= last {
+			return end, nil
+		}
+		fn(h, end+recordHeader)
+		last = h.Pos.Seq
+		end += recordHeader + int64(len(note))
+	}
+}
+
 // loadNewest takes the newer of the slots, unless the last one kept is newer.
 func (b *Book) loadNewest() error {
 	content, err := readAll(b.slots)
@@ -156,15 +174,21 @@ func (b *Book) loadNewest() error {
 		return err
 	}
 	for i := range int64(2) {
-		note, ok := record(content[min(i*slotSize, int64(len(content))):])
-		if !ok {
-			continue
-		}
-		if h, err := read(note); err == nil && newer(h, b.newest) {
-			b.newest, b.slot = Signed{h.Head, slices.Clone(note)}, 1-i
+		if h, ok := inSlot(content, i); ok && newer(h, b.newest) {
+			b.newest, b.slot = Signed{h.Head, slices.Clone(h.Note)}, 1-i
 		}
 	}
 	return nil
+}
+
+// inSlot returns the head in a slot of a file of the newest ones.
+func inSlot(content []byte, slot int64) (h Signed, ok bool) {
+	note, ok := record(content[min(slot*slotSize, int64(len(content))):])
+	if !ok {
+		return Signed{}, false
+	}
+	h, err := read(note)
+	return h, err == nil
 }
 
 // newer reports whether a says more than b of where the log is.
@@ -235,7 +259,7 @@ func (b *Book) Add(h Signed, grown int64) {
 	if !newer(h, b.newest) {
 		return
 	}
-	b.newest = h
+	b.newest, b.added = h, time.Now()
 	close(b.change)
 	b.change = make(chan struct{})
 	_, err := b.slots.WriteAt(appendRecord(nil, h.Note), b.slot*slotSize)
@@ -388,6 +412,17 @@ func (b *Book) Newest() Signed {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.newest
+}
+
+// age returns how long ago the newest head was added. What an earlier process added is as
+// old as it says, if that is not ahead of the clock.
+func (b *Book) age() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.added.IsZero() {
+		return max(0, time.Since(b.newest.Time))
+	}
+	return time.Since(b.added)
 }
 
 // Changed returns a channel that is closed when Newest returns another one.

@@ -20,7 +20,7 @@ import (
 
 // fakeSigned makes heads that nobody verifies: the book does not.
 func fakeSigned(seq int) Signed {
-	h := Head{dataset, txlog.Pos{Seq: uint64(seq), Hash: txlog.Hash{1, byte(seq), byte(seq >> 8)}}, time.Unix(int64(seq), 0).UTC()}
+	h := Head{Dataset: dataset, Pos: txlog.Pos{Seq: uint64(seq), Hash: txlog.Hash{1, byte(seq), byte(seq >> 8)}}, Time: time.Unix(int64(seq), 0).UTC()}
 	return Signed{h, append(h.Encode(), "\n— m1 AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"...)}
 }
 

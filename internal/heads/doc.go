@@ -16,6 +16,11 @@
 //	pos SEQ/HASH
 //	time RFC 3339, UTC, nanoseconds: the writer's clock when it signed
 //
+// A head of version 2 (qs-peer head v2) has one line more, of the pairs that the
+// log made up to an entry at or before pos, as the writer's store has them:
+//
+//	applied SEQ/HASH 64 hexadecimal digits
+//
 // The writer signs when its head advanced, at most every SignGap, and at least
 // every SignInterval.
 //

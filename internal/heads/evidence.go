@@ -176,17 +176,21 @@ func ReadEvidence(path string) (*Evidence, error) {
 	return e, nil
 }
 
-// found returns the fork that earlier evidence in dir tells of, nil if none does.
-// A file that can not be read counts: somebody has to look at it.
-func found(dir string) (*ForkError, error) {
+// Forks returns the forks that the evidence in dir tells of. A file that can not be
+// read counts: somebody has to look at it.
+func Forks(dir string) ([]*ForkError, error) {
 	paths, err := listEvidence(dir)
-	if err != nil || len(paths) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	fork := &ForkError{Path: paths[0]}
-	if e, err := ReadEvidence(paths[0]); err == nil {
-		fork.Seq = e.Seq
-		fork.Dataset, _ = txlog.ParseDatasetID(e.Dataset)
+	var forks []*ForkError
+	for _, path := range paths {
+		fork := &ForkError{Path: path}
+		if e, err := ReadEvidence(path); err == nil {
+			fork.Seq = e.Seq
+			fork.Dataset, _ = txlog.ParseDatasetID(e.Dataset)
+		}
+		forks = append(forks, fork)
 	}
-	return fork, nil
+	return forks, nil
 }

@@ -23,7 +23,7 @@ func TestForks(t *testing.T) {
 	h := history(300, 1<<30, "")
 	other := history(300, 150, "restored")
 	sign := func(k *keys, of []txlog.Entry, seq int) []byte {
-		return k.sign("m1", Head{dataset, at(of, seq), time.Unix(7000, 0).UTC()}).Note
+		return k.sign("m1", Head{Dataset: dataset, Pos: at(of, seq), Time: time.Unix(7000, 0).UTC()}).Note
 	}
 	writer := func(up *upstream) *upstream {
 		up.writer = true
@@ -75,7 +75,7 @@ func TestForks(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, seq := range c.from {
-					f.book.Keep(k.sign("m1", Head{dataset, at(h, seq), time.Unix(1, 0).UTC()}))
+					f.book.Keep(k.sign("m1", Head{Dataset: dataset, Pos: at(h, seq), Time: time.Unix(1, 0).UTC()}))
 				}
 				up, _ := c.then(k, f)
 				before := f.log.Head()
@@ -188,7 +188,7 @@ func TestNoForks(t *testing.T) {
 		{"an upstream that diverged, and has no head to prove it", h[:200], 200, func(k *keys) *upstream {
 			up := &upstream{name: "diverged", holds: other}
 			up.script = func(after txlog.Pos) []part {
-				return []part{{notes: [][]byte{k.sign("m1", Head{dataset, at(h, 140), time.Unix(1, 0).UTC()}).Note}}, {entries: other[after.Seq:]}}
+				return []part{{notes: [][]byte{k.sign("m1", Head{Dataset: dataset, Pos: at(h, 140), Time: time.Unix(1, 0).UTC()}).Note}}, {entries: other[after.Seq:]}}
 			}
 			return up
 		}, func(t *testing.T, err error) { wantFault(t, err, Unproven) }},
@@ -211,7 +211,7 @@ func TestNoForks(t *testing.T) {
 		{"our own tail is wrong, and a head of its end comes", other[:200], 140, func(k *keys) *upstream {
 			up := &upstream{name: "relay", holds: other}
 			up.script = func(txlog.Pos) []part {
-				return []part{{notes: [][]byte{k.sign("m1", Head{dataset, at(h, 200), time.Unix(1, 0).UTC()}).Note}}}
+				return []part{{notes: [][]byte{k.sign("m1", Head{Dataset: dataset, Pos: at(h, 200), Time: time.Unix(1, 0).UTC()}).Note}}}
 			}
 			return up
 		}, func(t *testing.T, err error) {
@@ -241,8 +241,8 @@ func TestNoForks(t *testing.T) {
 				k := newKeys(t, "m1", "stranger")
 				f := newFollower(t, k.trusted("m1"), c.have)
 				if c.covered > 0 {
-					f.book.Keep(k.sign("m1", Head{dataset, at(c.have, min(c.covered, 100)), time.Unix(1, 0).UTC()}))
-					f.guard.redeem(k.sign("m1", Head{dataset, at(c.have, c.covered), time.Unix(2, 0).UTC()}), 0)
+					f.book.Keep(k.sign("m1", Head{Dataset: dataset, Pos: at(c.have, min(c.covered, 100)), Time: time.Unix(1, 0).UTC()}))
+					f.guard.redeem(k.sign("m1", Head{Dataset: dataset, Pos: at(c.have, c.covered), Time: time.Unix(2, 0).UTC()}), 0)
 				}
 				began := time.Now()
 				err := f.follow(c.up(k), at(h, 300))

@@ -58,13 +58,13 @@ func NewGuard(o GuardOptions) (*Guard, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	fork, err := found(o.Evidence)
+	forks, err := Forks(o.Evidence)
 	if err != nil {
 		return nil, fmt.Errorf("look for evidence of a fork: %w", err)
 	}
 	g := &Guard{o: o, heard: time.Now(), halted: make(chan struct{})}
-	if fork != nil {
-		g.stop(fork)
+	if len(forks) > 0 {
+		g.stop(forks[0])
 	}
 	if h := o.Book.Newest(); h.Note != nil {
 		if h, err := verify(o.Trusted, h.Note, txlog.DatasetID{}); err == nil {
@@ -91,8 +91,8 @@ func (g *Guard) Furthest() Signed {
 
 // age returns how long ago the furthest head was heard of.
 func (g *Guard) age() time.Duration {
-	if h := g.o.Book.Newest(); g.o.Writer && h.Note != nil {
-		return time.Since(h.Time) // its own clock
+	if g.o.Writer && g.o.Book.Newest().Note != nil {
+		return g.o.Book.age()
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -271,11 +271,11 @@ func honest(k *keys, name string, h []txlog.Entry, signed ...int) *upstream {
 	u.script = func(after txlog.Pos) []part {
 		var parts []part
 		last := int(after.Seq)
-		newest := k.sign("m1", Head{dataset, at(h, signed[len(signed)-1]), time.Unix(5000, 0).UTC()})
+		newest := k.sign("m1", Head{Dataset: dataset, Pos: at(h, signed[len(signed)-1]), Time: time.Unix(5000, 0).UTC()})
 		parts = append(parts, part{notes: [][]byte{newest.Note}})
 		for _, seq := range signed {
 			if seq > last {
-				parts = append(parts, part{entries: h[last:seq], notes: [][]byte{k.sign("m1", Head{dataset, at(h, seq), time.Unix(4000, 0).UTC()}).Note}})
+				parts = append(parts, part{entries: h[last:seq], notes: [][]byte{k.sign("m1", Head{Dataset: dataset, Pos: at(h, seq), Time: time.Unix(4000, 0).UTC()}).Note}})
 				last = seq
 			}
 		}

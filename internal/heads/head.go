@@ -2,6 +2,7 @@ package heads
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,19 +16,35 @@ import (
 // One with a signature has about 300.
 const MaxNote = 4 << 10
 
-const magic = "qs-peer head v1"
+// The first line of a head, and of one that says what was applied.
+const (
+	magic        = "qs-peer head v1"
+	magicApplied = "qs-peer head v2"
+)
 
 // Head is what a signed head says: at Time the log of Dataset was durable up to
-// Pos.
+// Pos, and the pairs that it made up to Applied had this Digest.
 type Head struct {
 	Dataset txlog.DatasetID
 	Pos     txlog.Pos
 	Time    time.Time // the writer's clock, UTC
+	// Applied is at or before Pos, and zero when nothing is said of the pairs: in
+	// a head of version 1, such as of entries that were applied long ago.
+	Applied txlog.Pos
+	Digest  [32]byte
 }
 
 // Encode returns the text that is signed.
 func (h Head) Encode() []byte {
-	return fmt.Appendf(nil, "%s\ndataset %s\npos %s\ntime %s\n", magic, h.Dataset, h.Pos, h.Time.UTC().Format(time.RFC3339Nano))
+	first := magic
+	if !h.Applied.IsZero() {
+		first = magicApplied
+	}
+	b := fmt.Appendf(nil, "%s\ndataset %s\npos %s\ntime %s\n", first, h.Dataset, h.Pos, h.Time.UTC().Format(time.RFC3339Nano))
+	if !h.Applied.IsZero() {
+		b = fmt.Appendf(b, "applied %s %x\n", h.Applied, h.Digest)
+	}
+	return b
 }
 
 // Parse is the inverse of Encode, and accepts nothing else.
@@ -36,19 +53,24 @@ func Parse(text []byte) (Head, error) {
 		return Head{}, fmt.Errorf("head is %d bytes long; at most %d are allowed", len(text), MaxNote)
 	}
 	lines := strings.Split(string(text), "\n")
-	if lines[0] != magic {
-		return Head{}, fmt.Errorf("head begins with %.64q; this version reads %q", lines[0], magic)
+	if lines[0] != magic && lines[0] != magicApplied {
+		return Head{}, fmt.Errorf("head begins with %.64q; this version reads %q and %q", lines[0], magic, magicApplied)
 	}
 	var h Head
 	var err error
-	for i, field := range []struct {
+	fields := []struct {
 		name  string
 		parse func(string) error
 	}{
 		{"dataset", func(s string) (err error) { h.Dataset, err = txlog.ParseDatasetID(s); return err }},
 		{"pos", func(s string) (err error) { h.Pos, err = txlog.ParsePos(s); return err }},
 		{"time", func(s string) (err error) { h.Time, err = time.Parse(time.RFC3339Nano, s); return err }},
-	} {
+		{"applied", h.parseApplied},
+	}
+	if lines[0] == magic {
+		fields = fields[:len(fields)-1]
+	}
+	for i, field := range fields {
 		if i+1 >= len(lines) {
 			return Head{}, fmt.Errorf("head ends before line %d (%s)", i+2, field.name)
 		}
@@ -66,10 +88,27 @@ func Parse(text []byte) (Head, error) {
 		return Head{}, errors.New("head names no dataset")
 	case h.Pos.Seq == 0 || h.Pos.Hash.IsZero():
 		return Head{}, fmt.Errorf("head is of position %v, where there is nothing", h.Pos)
+	case h.Applied.Seq > h.Pos.Seq || h.Applied.Seq == h.Pos.Seq && h.Applied != h.Pos:
+		return Head{}, fmt.Errorf("head says that %v was applied of a log that ends at %v", h.Applied, h.Pos)
 	case !bytes.Equal(h.Encode(), text):
 		return Head{}, errors.New("head is not in its canonical form (spaces, upper-case digits, leading zeros, or lines too many)")
 	}
 	return h, nil
+}
+
+func (h *Head) parseApplied(s string) (err error) {
+	pos, digest, _ := strings.Cut(s, " ")
+	if len(digest) != hex.EncodedLen(len(h.Digest)) {
+		return fmt.Errorf("the digest has %d characters; want %d", len(digest), hex.EncodedLen(len(h.Digest)))
+	}
+	if h.Applied, err = txlog.ParsePos(pos); err != nil {
+		return err
+	}
+	if h.Applied.Seq == 0 || h.Applied.Hash.IsZero() {
+		return fmt.Errorf("position %v, where there is nothing", h.Applied)
+	}
+	_, err = hex.Decode(h.Digest[:], []byte(digest))
+	return err
 }
 
 // Signed is a head and the note that proves it. The zero value is none.

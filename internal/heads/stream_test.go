@@ -18,7 +18,7 @@ func TestRelaysThatCheat(t *testing.T) {
 	h := history(300, 1<<30, "")
 	other := history(300, 150, "forged")
 	head := func(k *keys, key string, of []txlog.Entry, seq int) []byte {
-		return k.sign(key, Head{dataset, at(of, seq), time.Unix(6000, 0).UTC()}).Note
+		return k.sign(key, Head{Dataset: dataset, Pos: at(of, seq), Time: time.Unix(6000, 0).UTC()}).Note
 	}
 	script := func(parts ...part) func(txlog.Pos) []part {
 		return func(after txlog.Pos) []part { return parts }
@@ -67,7 +67,7 @@ func TestRelaysThatCheat(t *testing.T) {
 			return script(part{entries: other[100:200], notes: [][]byte{head(k, "stranger", other, 200)}})
 		}, false, UnknownKey, 100, 3 * time.Second},
 		{"shows an unsigned head", func(k *keys) func(txlog.Pos) []part {
-			return script(part{entries: other[100:200], notes: [][]byte{Head{dataset, at(other, 200), time.Unix(1, 0)}.Encode()}})
+			return script(part{entries: other[100:200], notes: [][]byte{Head{Dataset: dataset, Pos: at(other, 200), Time: time.Unix(1, 0)}.Encode()}})
 		}, false, Unsigned, 100, 3 * time.Second},
 		{"puts another position into a signed head", func(k *keys) func(txlog.Pos) []part {
 			note := head(k, "m1", h, 200)
@@ -75,7 +75,7 @@ func TestRelaysThatCheat(t *testing.T) {
 			return script(part{entries: other[100:200], notes: [][]byte{note}})
 		}, false, BadSignature, 100, 0},
 		{"shows a head of another dataset", func(k *keys) func(txlog.Pos) []part {
-			note := k.sign("m1", Head{txlog.DatasetID{7}, at(h, 200), time.Unix(1, 0).UTC()}).Note
+			note := k.sign("m1", Head{Dataset: txlog.DatasetID{7}, Pos: at(h, 200), Time: time.Unix(1, 0).UTC()}).Note
 			return script(part{entries: h[100:200], notes: [][]byte{note}})
 		}, false, WrongDataset, 100, 0},
 		{"shows something else that was signed", func(k *keys) func(txlog.Pos) []part {
@@ -104,7 +104,7 @@ func TestRelaysThatCheat(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				k := newKeys(t, "m1", "stranger")
 				f := newFollower(t, k.trusted("m1"), h[:100])
-				f.guard.redeem(k.sign("m1", Head{dataset, at(h, 100), time.Unix(1, 0).UTC()}), 0)
+				f.guard.redeem(k.sign("m1", Head{Dataset: dataset, Pos: at(h, 100), Time: time.Unix(1, 0).UTC()}), 0)
 				began := time.Now()
 				err := f.follow(&upstream{name: "relay", holds: h, script: c.script(k), silent: c.silent}, at(h, 300))
 				if took := time.Since(began); took > c.within {
@@ -190,7 +190,7 @@ func TestSlowLink(t *testing.T) {
 		f := newFollower(t, k.trusted("m1"), nil)
 		up := &upstream{name: "slow", holds: h}
 		up.script = func(txlog.Pos) []part {
-			parts := []part{{notes: [][]byte{k.sign("m1", Head{dataset, at(h, 40), time.Unix(1, 0)}).Note}}}
+			parts := []part{{notes: [][]byte{k.sign("m1", Head{Dataset: dataset, Pos: at(h, 40), Time: time.Unix(1, 0)}).Note}}}
 			for i := range h {
 				parts = append(parts, part{entries: h[i : i+1], after: 700 * time.Millisecond}) // 140 KiB/s
 			}
@@ -209,7 +209,7 @@ func TestRotation(t *testing.T) {
 		h := history(300, 1<<30, "")
 		k := newKeys(t, "m1", "m2")
 		sign := func(key string, seq int) []byte {
-			return k.sign(key, Head{dataset, at(h, seq), time.Unix(int64(seq), 0).UTC()}).Note
+			return k.sign(key, Head{Dataset: dataset, Pos: at(h, seq), Time: time.Unix(int64(seq), 0).UTC()}).Note
 		}
 		up := &upstream{name: "relay", holds: h}
 		up.script = func(txlog.Pos) []part {
@@ -237,7 +237,7 @@ func TestFirstTheHead(t *testing.T) {
 		f := newFollower(t, k.trusted("m1"), h[:100])
 		up := &upstream{name: "m1", holds: h}
 		up.script = func(txlog.Pos) []part {
-			return []part{{}, {after: time.Second, notes: [][]byte{k.sign("m1", Head{dataset, at(h, 300), time.Unix(9, 0).UTC()}).Note}}, {after: 20 * time.Second, entries: h[100:300]}}
+			return []part{{}, {after: time.Second, notes: [][]byte{k.sign("m1", Head{Dataset: dataset, Pos: at(h, 300), Time: time.Unix(9, 0).UTC()}).Note}}, {after: 20 * time.Second, entries: h[100:300]}}
 		}
 		s, err := f.guard.Follow(t.Context(), "m1", true, at(h, 100), up.open)
 		if err != nil {

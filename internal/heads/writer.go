@@ -24,11 +24,14 @@ const (
 // gapBatch is how much of the log is read at a time to sign what the book lacks.
 const gapBatch = 1 << 20
 
-// WriterOptions configure a Writer. All but the last two are required.
+// WriterOptions configure a Writer. All but the last three are required.
 type WriterOptions struct {
-	Log        *txlog.Log
-	Key        *signing.Signer
-	Book       *Book
+	Log  *txlog.Log
+	Key  *signing.Signer
+	Book *Book
+	// Applied returns up to where this node applied its log, and the digest of the
+	// pairs there. Default: the heads say nothing of it.
+	Applied    func() (pos txlog.Pos, digest [32]byte)
 	Logger     *slog.Logger          // default: discarded
 	Registerer prometheus.Registerer // default: none
 }
@@ -51,6 +54,9 @@ type Writer struct {
 func NewWriter(o WriterOptions) (*Writer, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.Applied == nil {
+		o.Applied = func() (txlog.Pos, [32]byte) { return txlog.Pos{}, [32]byte{} }
 	}
 	w := &Writer{o: o, signed: newSignedCounter(o.Registerer)}
 	newest := o.Book.Newest()
@@ -113,6 +119,7 @@ func (w *Writer) sign() {
 		w.key = key
 		w.fit()
 	}
+	applied, digest := w.o.Applied() // before the head, which is at or behind it
 	pos, since := w.o.Log.Head(), time.Since(w.at)
 	if pos.Seq == 0 || since < SignGap || pos == w.last.Pos && since < SignInterval {
 		return
@@ -123,7 +130,7 @@ func (w *Writer) sign() {
 		now = w.last.Time.Add(1)
 	}
 	w.at = time.Now()
-	h, err := w.note(Head{w.o.Log.Dataset(), pos, now})
+	h, err := w.note(Head{Dataset: w.o.Log.Dataset(), Pos: pos, Time: now, Applied: applied, Digest: digest})
 	if err != nil {
 		return
 	}
@@ -189,7 +196,7 @@ func (w *Writer) fill() {
 			continue
 		}
 		w.since = 0
-		h, err := w.note(Head{w.o.Log.Dataset(), entries[i].Pos(), time.Now().UTC()})
+		h, err := w.note(Head{Dataset: w.o.Log.Dataset(), Pos: entries[i].Pos(), Time: time.Now().UTC()})
 		if err != nil {
 			break
 		}

@@ -54,6 +54,26 @@ func created(t *testing.T, dir string) *txlog.Log {
 	return l
 }
 
+// TestWriterClockJumps: after a jump back the heads go on from the times that were signed,
+// so that they count, and are as old as they are.
+func TestWriterClockJumps(t *testing.T) {
+	k := newKeys(t, "m1")
+	w := startWriter(t, created(t, t.TempDir()), newBook(t, t.TempDir()), k.signer("m1"))
+	for w.book.Newest().Note == nil {
+		time.Sleep(time.Millisecond)
+	}
+	w.stop()
+	ahead := time.Now().UTC().AddDate(1, 0, 0).Round(0)
+	w.w.last.Time, w.w.at = ahead, time.Time{}
+	w.w.sign()
+	if got := w.book.Newest().Time; !got.Equal(ahead.Add(1)) {
+		t.Errorf("signed at %v after %v", got, ahead)
+	}
+	if age := w.book.age(); age < 0 || age > time.Hour {
+		t.Errorf("it is %v old", age)
+	}
+}
+
 // The writer signs at once, but not too often, and now and then when idle.
 func TestWriterPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -232,7 +252,7 @@ func TestWriterThatLostEntries(t *testing.T) {
 	h := history(100, 1<<30, "")
 	for name, log := range map[string][]txlog.Entry{"shorter": h[:90], "another": history(100, 95, "x")} {
 		b := newBook(t, t.TempDir())
-		b.Add(k.sign("m1", Head{dataset, at(h, 100), time.Unix(1, 0).UTC()}), 0)
+		b.Add(k.sign("m1", Head{Dataset: dataset, Pos: at(h, 100), Time: time.Unix(1, 0).UTC()}), 0)
 		if _, err := NewWriter(WriterOptions{Log: newLog(t, filepath.Join(t.TempDir(), name), log), Book: b, Key: k.signer("m1")}); err == nil {
 			t.Errorf("%s: it goes on", name)
 		}
@@ -242,7 +262,7 @@ func TestWriterThatLostEntries(t *testing.T) {
 func BenchmarkSignAndVerify(b *testing.B) {
 	k := newKeys(b, "m1")
 	key, trusted := k.signer("m1"), k.trusted("m1")
-	h := Head{dataset, txlog.Pos{Seq: 1 << 40, Hash: txlog.Hash{1}}, time.Now().UTC()}
+	h := Head{Dataset: dataset, Pos: txlog.Pos{Seq: 1 << 40, Hash: txlog.Hash{1}}, Time: time.Now().UTC()}
 	b.Run("sign", func(b *testing.B) {
 		for b.Loop() {
 			if _, err := key.Sign(h.Encode()); err != nil {

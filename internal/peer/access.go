@@ -136,6 +136,7 @@ var verbWords = map[trust.Verb]string{
 	trust.VerbRead:     "read keys and values",
 	trust.VerbWrite:    "write keys and values",
 	trust.VerbSnapshot: "have snapshots published",
+	trust.VerbScrub:    "have a node read and verify what it holds",
 	trust.VerbStatus:   "see the node's status",
 }
 

@@ -34,15 +34,20 @@ func (a *advertiser) run(ctx context.Context) {
 	defer t.Stop()
 	var figures pacer
 	for {
-		if err := errors.Join(a.storage.bind(), a.gossip.Conflict()); err != nil {
+		bound := a.storage.bind()
+		if noRoom(bound) {
+			bound = nil // it is tried again, and the replica says that the disk is full
+		}
+		if err := errors.Join(bound, a.gossip.Conflict()); err != nil {
 			a.fail(err)
 			return
 		}
 		// Gossip tells the others only if something changed.
+		nodes := len(a.gossip.Members())
 		err := a.gossip.Update(func(f *gossip.Facts) {
 			before := *f
 			a.fill(f)
-			figures.pace(f, before, time.Now())
+			figures.pace(f, before, nodes, time.Now())
 		})
 		if err != nil {
 			a.logger.Warn("updating gossip failed", "err", err)
@@ -62,7 +67,10 @@ func (a *advertiser) fill(f *gossip.Facts) {
 	f.State = string(st.State)
 	f.Writer = a.storage.node.writer()
 	f.Dataset = log.Dataset()
-	f.Applied, f.AppliedTime = store.Pos, store.Time
+	f.Applied, f.AppliedTime, f.AppliedDigest = store.Pos, store.Time, store.Digest
+	if a.storage.infirmary.reason() != nil {
+		f.AppliedDigest = [32]byte{} // of what is not to be believed nothing is said
+	}
 	f.LogFirst = log.First()
 	f.Head, f.HeadTime = log.Head(), log.HeadTime()
 	f.Snapshots = a.shelf.announcements()
@@ -83,16 +91,24 @@ func (a *advertiser) fill(f *gossip.Facts) {
 	}
 }
 
-// figuresEvery is how often at most the others hear how far a fetch is.
-const figuresEvery = time.Second
+// How often at most the others hear how far a fetch is: every figuresEvery, and in fleets of
+// more than figuresNodes in proportion more rarely, up to figuresMost, since every node
+// verifies, passes on and looks at what every other says. Only people want to know.
+const (
+	figuresEvery = time.Second
+	figuresMost  = 15 * time.Second
+	figuresNodes = 10
+)
 
 // A pacer tells the figures of a fetch, which change all the time, no more often
-// than figuresEvery, but when a fetch begins or ends and when the state changes.
+// than that, but when a fetch begins or ends and when the state changes.
 type pacer struct{ told time.Time }
 
-// pace takes the figures in f back to what was told before if it is too early.
-func (p *pacer) pace(f *gossip.Facts, before gossip.Facts, now time.Time) {
-	if f.Fetching != before.Fetching || f.State != before.State || now.Sub(p.told) >= figuresEvery {
+// pace takes the figures in f back to what was told before if it is too early in a
+// fleet of so many.
+func (p *pacer) pace(f *gossip.Facts, before gossip.Facts, nodes int, now time.Time) {
+	every := min(figuresEvery*time.Duration(max(nodes, figuresNodes))/figuresNodes, figuresMost)
+	if f.Fetching != before.Fetching || f.State != before.State || now.Sub(p.told) >= every {
 		p.told = now
 		return
 	}

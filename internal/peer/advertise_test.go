@@ -9,6 +9,16 @@ import (
 )
 
 func TestPacer(t *testing.T) {
+	for nodes, every := range map[int]time.Duration{
+		2: figuresEvery, figuresNodes: figuresEvery, 2 * figuresNodes: 2 * figuresEvery, 1000 * figuresNodes: figuresMost,
+	} {
+		testPacer(t, nodes, every)
+	}
+}
+
+// testPacer tells every so often in a fleet of so many.
+func testPacer(t *testing.T, nodes int, every time.Duration) {
+	t.Helper()
 	const fetching = string(replica.Bootstrapping)
 	var p pacer
 	var told gossip.Facts
@@ -24,19 +34,19 @@ func TestPacer(t *testing.T) {
 	}{
 		{"at first", time.Second, 0, fetching, 0, 0, 0},
 		{"a fetch begins", 0, 1, fetching, 0, 10, 10},
-		{"too early", figuresEvery / 5, 1, fetching, 7, 20, 10},
-		{"too early still", figuresEvery / 5, 1, fetching, 8, 30, 10},
-		{"in time", figuresEvery, 1, fetching, 8, 40, 40},
+		{"too early", every / 5, 1, fetching, 7, 20, 10},
+		{"too early still", 3 * every / 5, 1, fetching, 8, 30, 10},
+		{"in time", every / 5, 1, fetching, 8, 40, 40},
 		{"the fetch ends", 0, 0, fetching, 8, 50, 50},
 		{"another state", 0, 0, string(replica.Serving), 8, 60, 60},
 	} {
 		now = now.Add(step.after)
 		f := told
 		f.State, f.Fetching[0], f.Applied.Seq, f.FromOwnColo.Bytes = step.state, step.infoHash, step.applied, step.bytes
-		p.pace(&f, told, now)
+		p.pace(&f, told, nodes, now)
 		told = f
 		if f.FromOwnColo.Bytes != step.want || f.Applied.Seq != step.applied {
-			t.Errorf("%s: told %d bytes at entry %d, want %d at %d", step.name, f.FromOwnColo.Bytes, f.Applied.Seq, step.want, step.applied)
+			t.Errorf("%d nodes, %s: told %d bytes at entry %d, want %d at %d", nodes, step.name, f.FromOwnColo.Bytes, f.Applied.Seq, step.want, step.applied)
 		}
 	}
 }

@@ -137,19 +137,30 @@ func (c *child) memory(t *testing.T) int64 {
 	return 0
 }
 
-// peak measures the greatest memory until stop is called.
+// peak measures the greatest memory until stop is called and it has not risen any more for
+// a while: crowds take time to get to where they wait.
 func (c *child) peak(t *testing.T) (stop func() int64) {
+	const calm, most = 500 * time.Millisecond, 10 * time.Second
 	done := make(chan struct{})
-	var most int64
+	var peak int64
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		done := done
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
+		risen, enough := time.Now(), (<-chan time.Time)(nil)
 		for {
-			most = max(most, c.memory(t))
+			if now := c.memory(t); now > peak {
+				peak, risen = now, time.Now()
+			}
+			if enough != nil && time.Since(risen) >= calm {
+				return
+			}
 			select {
 			case <-tick.C:
 			case <-done:
+				done, enough = nil, time.After(most)
+			case <-enough:
 				return
 			}
 		}
@@ -157,7 +168,7 @@ func (c *child) peak(t *testing.T) (stop func() int64) {
 	stop = sync.OnceValue(func() int64 {
 		close(done)
 		wg.Wait()
-		return most
+		return peak
 	})
 	t.Cleanup(func() { stop() })
 	return stop

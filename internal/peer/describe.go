@@ -125,8 +125,9 @@ func announced(o replica.Offer, m *snapshot.Manifest) error {
 		return &manifestError{"not_as_announced", fmt.Errorf(
 			"the manifest is of dataset %s at %s, infohash %s, %d bytes; announced was dataset %s at %s, infohash %s, %d bytes",
 			m.Dataset, m.Pos, m.InfoHash, m.Size, o.Dataset, o.Pos, o.InfoHash, o.Size)}
-	case m.Format != lmdbstore.Format:
-		return &manifestError{"unknown_format", fmt.Errorf("the snapshot has format %d, and this program knows %d", m.Format, lmdbstore.Format)}
+	case m.Format < lmdbstore.OldestFormat || m.Format > lmdbstore.Format:
+		return &manifestError{"unknown_format", fmt.Errorf("the snapshot has format %d, and this program knows %d to %d",
+			m.Format, lmdbstore.OldestFormat, lmdbstore.Format)}
 	}
 	return nil
 }

@@ -6,13 +6,16 @@
 // # Data directory
 //
 //	LOCK         locked (flock) by the process that runs the node; holds its
-//	             process id until it ends in order: after a crash the store's
-//	             structure is checked before LMDB maps it
+//	             process id until it ends in order
 //	node.json    format, dataset, role, name, whether this manager is the writer
 //	addrs.json   the addresses the running node listens on; removed at a clean stop
 //	log/         txlog
 //	store/       lmdbstore
 //	snapshots/   internal/snapshot
+//	evidence/    of forks (internal/heads), and quarantines that are over
+//	quarantine.json  why the store is out of service, or the writer does not start
+//	             (casefile.go); absent otherwise
+//	scrub.json   when each part was last read and verified
 //
 // # HTTP
 //
@@ -35,6 +38,7 @@
 //	GET    /v1/snapshots/{infohash}/manifest
 //	GET    /v1/status      the fleet as this node's gossip sees it (README)
 //	GET    /v1/progress    this node's fetch of a snapshot, the present or else the last one (below); 404 before the first
+//	POST   /v1/scrub       ?part=&rate=: read and verify what this node holds now; 200 {sound,parts:[{part,…}]} (below)
 //	GET    /healthz        200 while the process works
 //	GET    /readyz         200 when reads may be served here, otherwise 503 with the state
 //	GET    /metrics        Prometheus

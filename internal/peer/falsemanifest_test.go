@@ -86,7 +86,7 @@ func newRig(t *testing.T, need int, holders ...string) *rig {
 	r.store = openStore(t)
 	r.network = &network{
 		client: client, swarm: swarm, sigs: sigs, refuted: newDoubts(), changed: newSignal(), fetching: map[chunker.InfoHash]chan struct{}{},
-		shelf: &shelf{repo: openRepo(t, snapshot.Options{}), swarm: swarm, sigs: sigs, logger: logger, changed: newSignal(), stocked: stocked},
+		shelf: &shelf{repo: openRepo(t, snapshot.Options{}), swarm: swarm, sigs: sigs, logger: logger, changed: newSignal(), broken: newSignal(), stocked: stocked},
 	}
 	return r
 }

@@ -3,6 +3,7 @@ package peer
 import (
 	"cmp"
 	"slices"
+	"sync"
 
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/replica"
@@ -14,14 +15,41 @@ import (
 type fleet struct {
 	gossip *gossip.Gossip
 	colo   string
+
+	mu  sync.Mutex // guards now
+	now outlook
+}
+
+// outlook is what follows from a list of members. Many ask for it, and make it once.
+type outlook struct {
+	members          []gossip.Member
+	others           []gossip.Member
+	possible, future []replica.Offer
+}
+
+// look returns what follows from the members that there are. Nobody writes to it.
+func (f *fleet) look() outlook {
+	members := f.gossip.Members()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.now.members) == len(members) && &f.now.members[0] == &members[0] {
+		return f.now
+	}
+	others := make([]gossip.Member, 0, len(members)-1)
+	for _, m := range members[1:] {
+		if m.Liveness == gossip.Alive {
+			others = append(others, m)
+		}
+	}
+	f.now = outlook{members: members, others: others}
+	f.now.possible, f.now.future = withinHeads(offersOf(others), members[0], others)
+	return f.now
 }
 
 var _ replica.Fleet = (*fleet)(nil)
 
-// others returns the live members without this node.
-func (f *fleet) others() []gossip.Member {
-	return slices.DeleteFunc(f.gossip.Members()[1:], func(m gossip.Member) bool { return m.Liveness != gossip.Alive })
-}
+// others returns the live members without this node. The caller does not write to it.
+func (f *fleet) others() []gossip.Member { return f.look().others }
 
 // Changed implements replica.Fleet.
 func (f *fleet) Changed() <-chan struct{} { return f.gossip.Changed() }
@@ -47,22 +75,11 @@ func (f *fleet) Upstreams() []replica.Upstream {
 
 // Offers implements replica.Fleet: one offer per snapshot, newest first, its
 // holders managers first. Those that beyond returns are not among them.
-func (f *fleet) Offers() []replica.Offer {
-	possible, _ := f.offers()
-	return possible
-}
+func (f *fleet) Offers() []replica.Offer { return slices.Clone(f.look().possible) }
 
 // beyond returns the offers of snapshots from the future: at entries that no
 // manager's log holds.
-func (f *fleet) beyond() []replica.Offer {
-	_, future := f.offers()
-	return future
-}
-
-func (f *fleet) offers() (possible, future []replica.Offer) {
-	others := f.others()
-	return withinHeads(offersOf(others), f.gossip.Members()[0], others)
-}
+func (f *fleet) beyond() []replica.Offer { return f.look().future }
 
 // withinHeads separates offers of what exists from those beyond the heads of all
 // managers of their dataset, or this node's own, which it has verified. Without any

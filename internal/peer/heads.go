@@ -45,7 +45,13 @@ func openProof(o *Options, sigs *signatures, s *storage, reg prometheus.Register
 	if !s.node.writer() || sigs.signer == nil {
 		return p, nil
 	}
-	p.writer, err = heads.NewWriter(heads.WriterOptions{Log: s.log, Key: sigs.signer, Book: p.book, Logger: logger, Registerer: reg})
+	p.writer, err = heads.NewWriter(heads.WriterOptions{
+		Log: s.log, Key: sigs.signer, Book: p.book, Logger: logger, Registerer: reg,
+		Applied: func() (txlog.Pos, [32]byte) {
+			newest := said{ownCopy{s.store}, s.infirmary}.Newest()
+			return newest.Pos, newest.Digest
+		},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("data directory %s: %w", s.dir, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/compare"
 	"github.com/qs-peer/qs-peer/internal/heads"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/txlog"
@@ -21,8 +22,11 @@ type api struct {
 	writer    *writer
 	shelf     *shelf
 	publisher *publisher
+	scrubber  *scrubber
 	members   func() []gossip.Member
 	status    func() replica.Status
+	compare   comparison
+	disk      *diskBudget
 	progress  func() (FetchProgress, bool)
 	health    func() error // why the node can not go on, nil while it can
 	access    *access
@@ -51,7 +55,7 @@ type limitBody struct {
 func (a *api) fail(w *response, r *http.Request, err error) {
 	w.tell(err)
 	code := statusCode(err)
-	if code == http.StatusInternalServerError {
+	if code == http.StatusInternalServerError || noRoom(err) || diskFails(err) {
 		a.logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
 	}
 	writeError(w, code, err)
@@ -71,7 +75,9 @@ func statusCode(err error) int {
 		return http.StatusForbidden
 	case is[*rateError](err):
 		return http.StatusTooManyRequests
-	case is[*busyError](err), is[*notReadyError](err), is[*heads.ForkError](err), is[*heads.LostError](err), errors.Is(err, txlog.ErrClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case noRoom(err):
+		return http.StatusInsufficientStorage
+	case is[*busyError](err), is[*notReadyError](err), is[*quarantinedError](err), is[*damagedLogError](err), is[*unappliedError](err), is[*compare.StoppedError](err), is[*heads.ForkError](err), is[*heads.LostError](err), diskFails(err), errors.Is(err, txlog.ErrClosed), errors.Is(err, replica.ErrStopped), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return http.StatusServiceUnavailable
 	}
 	return http.StatusInternalServerError
@@ -99,6 +105,9 @@ func newErrorBody(err error) errorBody {
 	}
 	if e, ok := errors.AsType[*notReadyError](err); ok {
 		body.State = string(e.state)
+	}
+	if is[*quarantinedError](err) {
+		body.State = string(replica.Quarantined)
 	}
 	if e, ok := errors.AsType[*forbiddenError](err); ok {
 		body.Role, body.Roles = string(e.id.Role), e.allowed()
@@ -128,6 +137,7 @@ GET    /v1/snapshots       what this node seeds; .../{infohash}/torrent, .../man
 POST   /v1/snapshots       mint and publish now (managers)
 GET    /v1/status          the fleet as this node sees it
 GET    /v1/progress        this node's fetch of a snapshot, present or last
+POST   /v1/scrub           read and verify what this node holds now; ?part=&rate=
 GET    /healthz  /readyz  /metrics
 `
 
@@ -141,7 +151,11 @@ func (a *api) notFound(w *response, r *http.Request) {
 }
 
 func (a *api) getStatus(w *response, _ *http.Request) {
-	writeJSONBody(w, http.StatusOK, statusOf(a.members(), a.status()))
+	s := statusOf(a.members(), a.status(), a.compare)
+	if me := &s.Members[0]; a.disk.limit > 0 {
+		me.DiskUsed, me.DiskBudget = a.disk.used.Load(), a.disk.limit
+	}
+	writeJSONBody(w, http.StatusOK, s)
 }
 
 func (a *api) getHealth(w *response, _ *http.Request) {
@@ -153,10 +167,9 @@ func (a *api) getHealth(w *response, _ *http.Request) {
 }
 
 func (a *api) getReady(w *response, _ *http.Request) {
-	st := a.status()
-	if !st.Ready {
-		writeError(w, http.StatusServiceUnavailable, &notReadyError{st.State})
+	if err := a.reads.check(); err != nil {
+		writeError(w, http.StatusServiceUnavailable, err)
 		return
 	}
-	writeJSONBody(w, http.StatusOK, map[string]any{"ready": true, "state": st.State})
+	writeJSONBody(w, http.StatusOK, map[string]any{"ready": true, "state": a.status().State})
 }

@@ -35,11 +35,14 @@ var errWithdrawn = errors.New("the snapshot was withdrawn")
 //
 //   - a manager keeps its newest ones, and the newest that enough managers signed;
 //     one that follows fetches what the others announce and is new enough to be kept;
-//   - a worker keeps a snapshot until the managers announce a newer one and no
-//     live manager announces it any more;
-//   - the log reaches back to the oldest snapshot that anybody alive offers, so
-//     that whoever fetched one can catch up. No snapshot, no trimming; nor while
-//     all of them may lack signatures: nobody could begin with one of those.
+//   - a worker keeps a snapshot until no live manager announces it and it holds a
+//     newer one, or can be sure of one that is cheaper (superseded);
+//   - the log reaches back to the oldest snapshot that this node, a manager or enough
+//     others hold (holds), so that whoever fetched one can catch up. No snapshot, no
+//     trimming; nor while all of them may lack signatures: nobody could begin with
+//     one of those;
+//   - beyond the disk budget evidence of damage goes, and then the oldest snapshots and
+//     entries, whoever needs them.
 type keeper struct {
 	storage *storage
 	fleet   *fleet
@@ -47,6 +50,8 @@ type keeper struct {
 	shelf   *shelf
 	manager bool
 	keep    int
+	seeds   int // that make a snapshot hold the log
+	disk    *diskBudget
 	logger  *slog.Logger
 
 	sigs      *signatures
@@ -57,6 +62,8 @@ type keeper struct {
 	warned   map[string]bool // of the conflicts that there are now
 	warnings *rate.Limiter
 	future   map[chunker.InfoHash]time.Time // since when offers are beyond all heads
+	proved   map[chunker.InfoHash]bool      // enough signatures were seen
+	asked    time.Time                      // when they were last asked for
 	trimmed  uint64
 	lastFail string
 }
@@ -72,11 +79,15 @@ func newConflictsGauge(reg prometheus.Registerer) prometheus.Gauge {
 
 // run keeps house until ctx ends.
 func (k *keeper) run(ctx context.Context) {
+	again := time.NewTicker(measureEvery)
+	defer again.Stop()
 	for {
 		changed := k.fleet.Changed()
+		k.prove(ctx)
 		k.retain()
 		select {
 		case <-changed:
+		case <-again.C:
 		case <-ctx.Done():
 			return
 		}
@@ -93,7 +104,7 @@ func (k *keeper) retain() {
 	offers := k.offers()
 	k.checkConflicts(offers)
 	k.checkFuture(time.Now())
-	drop := obsolete(k.shelf.all(), offers)
+	drop := superseded(k.shelf.all(), offers, k.storage.log.Bytes(), k.enough, func(o replica.Offer) bool { return k.proved[o.InfoHash] })
 	if k.manager {
 		drop = surplus(k.shelf.all(), k.keep, k.enough)
 	}
@@ -103,6 +114,33 @@ func (k *keeper) retain() {
 	}
 	errs = append(errs, k.trim(offers))
 	k.report(errors.Join(errs...))
+}
+
+// prove looks for the signatures of what managers announce and is newer than what this
+// worker holds, once that has become dear to keep.
+func (k *keeper) prove(ctx context.Context) {
+	if k.manager || time.Since(k.asked) < mirrorRetry {
+		return
+	}
+	offers, proved, size := k.offers(), map[chunker.InfoHash]bool{}, int64(cheapLog)
+	own := k.shelf.all()
+	if len(own) > 0 {
+		size = max(size, own[0].Manifest.Size)
+	}
+	for _, o := range offers {
+		switch ok, err := k.storage.linked(o.Pos); {
+		case !o.Manager || err != nil || !ok:
+		case k.proved[o.InfoHash]:
+			proved[o.InfoHash] = true
+		case len(own) > 0 && k.storage.log.Bytes() > size && len(proved) == 0:
+			k.asked = time.Now()
+			_, err := k.network.manifest(ctx, o, nil)
+			proved[o.InfoHash] = err == nil
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.proved = proved
 }
 
 // enough reports whether anybody may open a snapshot.
@@ -134,31 +172,25 @@ func (k *keeper) offers() []replica.Offer {
 	return slices.DeleteFunc(k.fleet.Offers(), func(o replica.Offer) bool { return o.Dataset != dataset })
 }
 
-// obsolete returns those of a worker's snapshots that every live manager gave
-// up for newer ones. Managers that announce nothing (they just started) prove
-// nothing.
-func obsolete(own []*snapshot.Snapshot, offers []replica.Offer) []*snapshot.Snapshot {
-	var newest uint64
-	announced := map[[20]byte]bool{}
-	for _, o := range offers {
-		if o.Manager {
-			announced[o.InfoHash] = true
-			newest = max(newest, o.Pos.Seq)
-		}
-	}
-	return slices.DeleteFunc(own, func(s *snapshot.Snapshot) bool {
-		return announced[s.Manifest.InfoHash] || s.Manifest.Pos.Seq >= newest
+// trim lets go of what nobody needs of the log, and of what the disk budget does not allow.
+func (k *keeper) trim(offers []replica.Offer) error {
+	log := k.storage.log
+	own, base := k.shelf.all(), log.Base().Seq
+	seqs := holds(own, offers, k.seeds, len(k.fleet.others()), base, func(o replica.Offer) bool {
+		ok, err := k.storage.linked(o.Pos)
+		return err != nil || ok
 	})
+	if len(seqs) == 0 || !k.sigs.mayTrim(own, offers) {
+		return k.disk.keep(k.forget)
+	}
+	err := k.trimTo(seqs[0])
+	return errors.Join(err, k.disk.keep(func() []func() (string, error) { return append(k.forget(), k.oldest(own, seqs)...) }))
 }
 
-func (k *keeper) trim(offers []replica.Offer) error {
-	own := k.shelf.all()
-	if !k.sigs.mayTrim(own, offers) {
-		return nil
-	}
-	floor, ok := trimFloor(own, offers)
+// trimTo trims the log up to a seq, but not beyond what is applied.
+func (k *keeper) trimTo(floor uint64) error {
 	floor = min(floor, k.storage.store.State().Pos.Seq)
-	if !ok || floor <= k.trimmed {
+	if floor <= k.trimmed {
 		return nil
 	}
 	first, err := k.storage.log.Trim(floor)
@@ -169,19 +201,40 @@ func (k *keeper) trim(offers []replica.Offer) error {
 	return k.storage.proof.trim(first)
 }
 
-// trimFloor returns the seq up to which nobody needs the log any more.
-func trimFloor(own []*snapshot.Snapshot, offers []replica.Offer) (seq uint64, ok bool) {
-	var seqs []uint64
-	for _, s := range own {
-		seqs = append(seqs, s.Manifest.Pos.Seq)
+// oldest returns how to let go of one thing after the other, the oldest first: a
+// snapshot of this node, and the log before the next one that anybody holds. The newest
+// that this node may open, or else the newest at all, stays, and all after it.
+func (k *keeper) oldest(own []*snapshot.Snapshot, seqs []uint64) (free []func() (string, error)) {
+	last := seqs[len(seqs)-1]
+	if s, ok := first(own, k.enough); ok {
+		last = s.Manifest.Pos.Seq
 	}
-	for _, o := range offers {
-		seqs = append(seqs, o.Pos.Seq)
+	for i, s := range slices.Backward(own) {
+		if seq := s.Manifest.Pos.Seq; i > 0 && seq < last {
+			free = append(free, func() (string, error) {
+				k.logger.Warn("a snapshot goes because the disk budget is used up", "pos", s.Manifest.Pos, "bytes", s.Manifest.Size)
+				return "snapshot", k.shelf.withdraw(s)
+			})
+		}
+		free = append(free, k.freeLog(last, s.Manifest.Pos.Seq))
 	}
-	if len(seqs) == 0 {
-		return 0, false
+	for _, seq := range seqs {
+		free = append(free, k.freeLog(last, seq))
 	}
-	return slices.Min(seqs), true
+	return free
+}
+
+// freeLog returns how to let go of the log up to a seq, if that is not beyond last.
+func (k *keeper) freeLog(last, seq uint64) func() (string, error) {
+	return func() (string, error) {
+		before := k.storage.log.First()
+		if err := k.trimTo(min(seq, last)); err != nil || k.storage.log.First() == before {
+			return "", err
+		}
+		k.logger.Warn("the log's oldest entries go because the disk budget is used up; who needs them has to fetch a snapshot",
+			"from", before, "to", k.storage.log.First()-1)
+		return "log", nil
+	}
 }
 
 // checkConflicts raises the alarm when nodes hold different bytes for one
@@ -256,8 +309,8 @@ func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
 			})
 			now := time.Now()
 			// One that can not be had does not keep from others.
-			offers = slices.DeleteFunc(offers, func(o replica.Offer) bool { return now.Before(failed[o.Claim()]) })
-			if o, ok := missing(k.shelf.list(), offers, k.keep); ok {
+			offers = slices.DeleteFunc(offers, func(o replica.Offer) bool { return now.Before(failed[o.Claim()]) || k.shelf.mending(o) })
+			if o, ok := missing(k.shelf.list(), offers, k.room()); ok {
 				err := k.fetch(ctx, o)
 				if ctx.Err() != nil {
 					return
@@ -284,6 +337,15 @@ func (k *keeper) mirror(ctx context.Context, status func() replica.Status) {
 	}
 }
 
+// room returns how many snapshots to mirror: what the disk budget would take away again
+// is not fetched.
+func (k *keeper) room() int {
+	if k.disk.ratio() >= alarmAt {
+		return 1
+	}
+	return k.keep
+}
+
 // fetch fetches a snapshot to mirror it, as long as it is offered: pieces that
 // nobody holds any more are not waited for. It has to be of this log's history, and
 // what its manifest says.
@@ -291,23 +353,8 @@ func (k *keeper) fetch(ctx context.Context, o replica.Offer) error {
 	if ok, err := k.storage.linked(o.Pos); err != nil || !ok {
 		return errors.Join(err, errors.New("it is not of this log's history"))
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		for {
-			changed := k.fleet.Changed()
-			same := func(other replica.Offer) bool { return other.InfoHash == o.InfoHash }
-			if !slices.ContainsFunc(k.fleet.Offers(), same) {
-				cancel(errWithdrawn)
-				return
-			}
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
+	ctx, stop := k.fleet.whileOffered(ctx, o.InfoHash)
+	defer stop()
 	path, err := k.network.Fetch(ctx, o, nil)
 	if err != nil && context.Cause(ctx) == errWithdrawn {
 		err = errWithdrawn
@@ -317,8 +364,6 @@ func (k *keeper) fetch(ctx context.Context, o replica.Offer) error {
 			err = k.network.judge(ctx, snap, err)
 		}
 	}
-	cancel(nil)
-	watch.Wait()
 	return err
 }
 

@@ -39,25 +39,37 @@ func seqsOf(snaps []*snapshot.Snapshot) string {
 	return fmt.Sprint(seqs)
 }
 
-func TestObsolete(t *testing.T) {
+func TestSuperseded(t *testing.T) {
+	all := func(replica.Offer) bool { return true }
+	none := func(replica.Offer) bool { return false }
+	signed := func(*snapshot.Snapshot) bool { return true }
 	for _, tt := range []struct {
 		name   string
 		own    []*snapshot.Snapshot
 		offers []replica.Offer
+		log    int64
+		proved func(replica.Offer) bool
 		want   string
 	}{
-		{"announced", own(5, 3), offered(5, 3), "[]"},
-		{"given up for a newer one", own(3), offered(7, 5), "[3]"},
-		{"given up by managers, held by workers", own(3), offered(7, -3), "[3]"},
-		{"no manager announces anything", own(3), offered(-7), "[]"},
-		{"nobody else", own(3), nil, "[]"},
-		{"managers are behind", own(5), offered(3), "[]"},
+		{"announced", own(5, 3), offered(5, 3), 1 << 40, all, "[]"},
+		{"a newer one is here, and managers gave it up", own(7, 3), offered(7), 0, none, "[3]"},
+		{"a newer one is here, managers hold both", own(7, 3), offered(7, 3), 0, none, "[]"},
+		{"managers announce a newer one", own(3), offered(7, 5), 0, all, "[]"},
+		{"and the log became long", own(3), offered(7, 5), cheapLog + 1, all, "[3]"},
+		{"but nobody saw signatures", own(3), offered(7, 5), 1 << 40, none, "[]"},
+		{"only workers announce a newer one", own(3), offered(-7), 1 << 40, all, "[]"},
+		{"nobody else", own(3), nil, 1 << 40, all, "[]"},
+		{"managers are behind", own(5), offered(3), 1 << 40, all, "[]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := seqsOf(obsolete(tt.own, tt.offers)); got != tt.want {
+			if got := seqsOf(superseded(tt.own, tt.offers, tt.log, signed, tt.proved)); got != tt.want {
 				t.Errorf("got %s, want %s", got, tt.want)
 			}
 		})
+	}
+	lacking := func(*snapshot.Snapshot) bool { return false }
+	if got := seqsOf(superseded(own(7, 3), nil, 0, lacking, none)); got != "[]" {
+		t.Errorf("%s went for one that lacks signatures", got)
 	}
 }
 
@@ -83,22 +95,36 @@ func TestConflicts(t *testing.T) {
 	}
 }
 
+// How far back the log reaches.
 func TestTrimFloor(t *testing.T) {
+	by := func(offers []replica.Offer, n int) []replica.Offer {
+		for i := range offers {
+			offers[i].Holders = make([]replica.Holder, n)
+		}
+		return offers
+	}
 	for _, tt := range []struct {
 		name   string
 		own    []*snapshot.Snapshot
 		offers []replica.Offer
-		want   uint64
-		ok     bool
+		others int
+		base   uint64
+		want   string
 	}{
-		{"no snapshot", nil, nil, 0, false},
-		{"own", own(5, 3), nil, 3, true},
-		{"somebody still offers an older one", own(5, 3), offered(5, -2), 2, true},
-		{"others' only", nil, offered(6), 6, true},
+		{"no snapshot", nil, nil, 5, 0, "[]"},
+		{"own", own(5, 3), nil, 5, 0, "[3 5]"},
+		{"a manager's", own(5), by(offered(4), 1), 5, 0, "[4 5]"},
+		{"enough workers'", own(5), by(offered(-2), 2), 5, 0, "[2 5]"},
+		{"one worker's, true or not", own(5), by(offered(-2), 1), 5, 0, "[5]"},
+		{"one worker's, and there is no other node", own(5), by(offered(-2), 1), 1, 0, "[2 5]"},
+		{"others' only", nil, by(offered(6), 1), 5, 0, "[6]"},
+		{"from before the log", own(5), by(offered(2, 3), 3), 5, 4, "[5]"},
+		{"of another history", own(5), by(offered(4), 3), 5, 0, "[5]"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if got, ok := trimFloor(tt.own, tt.offers); got != tt.want || ok != tt.ok {
-				t.Errorf("got %d %v", got, ok)
+			linked := func(replica.Offer) bool { return tt.name != "of another history" }
+			if got := holds(tt.own, tt.offers, 2, tt.others, tt.base, linked); fmt.Sprint(got) != tt.want {
+				t.Errorf("got %v, want %s", got, tt.want)
 			}
 		})
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -49,16 +48,16 @@ func (a *api) getKey(w *response, r *http.Request) {
 				return err
 			}
 			pos = state.Pos
-			v, ok, err := tx.Get(key)
-			if err != nil {
+			size, ok, err := tx.Size(key)
+			if err != nil || !ok {
+				found = ok
 				return err
 			}
-			if err := w.lease.reserve(int64(len(v))); err != nil {
+			if err := w.lease.reserve(int64(size)); err != nil {
 				return err
 			}
-			// A copy: the client may take its time.
-			value, found = slices.Clone(v), ok
-			return nil
+			value, found, err = tx.Get(key)
+			return err
 		})
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/compare"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/internal/snapshot"
 	"github.com/qs-peer/qs-peer/lmdbstore"
@@ -27,6 +28,11 @@ type network struct {
 	shelf  *shelf
 	sigs   *signatures
 	proof  *proof
+	// infirmary knows where what is in quarantine is, and log what came after that.
+	infirmary *infirmary
+	log       *txlog.Log
+	// compare hears what those who are followed say of their copies.
+	compare *compare.Comparer
 	// changed tells the others at once that a fetch began or ended: whom they ask
 	// for what depends on who fetches.
 	changed *signal
@@ -52,7 +58,7 @@ func (n *network) Stream(ctx context.Context, u replica.Upstream, dataset txlog.
 	if err != nil {
 		return nil, err
 	}
-	return replicaStream{s}, nil
+	return replicaStream{s, func(a p2p.Applied) { n.compare.Hear(u.Name, compare.Point(a)) }}, nil
 }
 
 // Fetch implements replica.Network. The snapshot is offered by this node, too,
@@ -90,7 +96,11 @@ func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done
 			return snap.Path, nil
 		}
 	}
-	snap, err := n.fetch(ctx, d, progress)
+	snap, err := n.fetch(ctx, d, func(p p2p.Progress) {
+		if progress != nil {
+			progress(p.Done, p.Total)
+		}
+	})
 	if err != nil {
 		return "", fmt.Errorf("fetch snapshot %s: %w", o.Pos, err)
 	}
@@ -98,14 +108,12 @@ func (n *network) Fetch(ctx context.Context, o replica.Offer, progress func(done
 	return snap.Path, nil
 }
 
-func (n *network) fetch(ctx context.Context, d described, progress func(done, total int64)) (*snapshot.Snapshot, error) {
+func (n *network) fetch(ctx context.Context, d described, progress func(p2p.Progress)) (*snapshot.Snapshot, error) {
 	m := d.manifest
 	begun := sync.OnceFunc(n.changed.notify)
 	err := n.swarm.Fetch(ctx, d.torrent, n.shelf.repo.Partial(m), func(p p2p.Progress) {
 		begun()
-		if progress != nil {
-			progress(p.Done, p.Total)
-		}
+		progress(p)
 	})
 	n.changed.notify()
 	if err != nil {
@@ -138,17 +146,20 @@ func (n *network) install(ctx context.Context, store *lmdbstore.Store, file stri
 }
 
 // judge withdraws a snapshot that is not what its manifest says, and finds out
-// who is to blame: the disk, or those who signed.
+// who is to blame: the disk, then it is mended, or those who signed.
 func (n *network) judge(ctx context.Context, snap *snapshot.Snapshot, err error) error {
 	damage := snap.Verify(ctx)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if damage != nil {
-		n.shelf.logger.Error("a snapshot was damaged on this node's disk: check the disk", "path", snap.Path, "err", damage)
-	} else {
-		err = n.refute(snap, err)
+	if altered, ok := errors.AsType[*snapshot.AlteredError](damage); ok {
+		return errors.Join(err, n.shelf.breakUp(snap, altered))
 	}
+	if damage != nil { // nothing is known of the file: nobody is to blame yet
+		n.shelf.postpone(snap, nil)
+		return errors.Join(err, damage)
+	}
+	err = n.refute(snap, err)
 	return errors.Join(err, n.shelf.withdraw(snap))
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -24,6 +25,7 @@ const (
 	lockName  = "LOCK"
 	nodeName  = "node.json"
 	addrsName = "addrs.json"
+	copyName  = nodeName + ".copy" // in case node.json is damaged
 
 	// nodeFormat is the version of the data directory's layout.
 	nodeFormat = 1
@@ -33,9 +35,6 @@ const (
 // that ends; a process that ends in order empties the file, too.
 type dirLock struct {
 	file *os.File
-	// suspect: whoever held it last crashed, and nobody has looked since at
-	// what that left.
-	suspect bool
 }
 
 // lockDir takes the data directory for this process.
@@ -59,13 +58,9 @@ func takeLock(f *os.File) (*dirLock, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, err
 	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	l := &dirLock{file: f, suspect: info.Size() > 0}
+	l := &dirLock{file: f}
 	id := []byte(strconv.Itoa(os.Getpid()) + "\n")
-	if _, err := f.WriteAt(id, 0); err != nil {
+	if _, err := f.WriteAt(id, 0); err != nil && !noRoom(err) { // the lock holds without it
 		return nil, err
 	}
 	return l, f.Truncate(int64(len(id)))
@@ -86,11 +81,7 @@ func holder(path string) string {
 
 // Close gives the directory back.
 func (l *dirLock) Close() error {
-	var err error
-	if !l.suspect {
-		err = l.file.Truncate(0)
-	}
-	return errors.Join(err, l.file.Close())
+	return errors.Join(l.file.Truncate(0), l.file.Close())
 }
 
 // identity is what node.json says: what the data directory is, for good.
@@ -100,6 +91,14 @@ type identity struct {
 	Name    string      `json:"name"`
 	Writer  bool        `json:"writer"`            // this manager takes the writes
 	Dataset string      `json:"dataset,omitempty"` // empty until it is known
+	Sum     string      `json:"sum,omitempty"`     // CRC-32C of the rest as compact JSON, 8 hexadecimal digits
+}
+
+// sum returns what Sum should be.
+func (id identity) sum() string {
+	id.Sum = ""
+	text, _ := json.Marshal(id) // of words only: never fails
+	return fmt.Sprintf("%08x", crc32.Checksum(text, crc32.MakeTable(crc32.Castagnoli)))
 }
 
 // node is node.json on disk and in memory.
@@ -111,29 +110,68 @@ type node struct {
 }
 
 // openNode reads node.json, or makes it for a new directory, and compares it
-// with what the node is started as.
+// with what the node is started as. There is a copy for when it is damaged.
 func openNode(dir string, o *Options) (*node, error) {
 	n := &node{path: filepath.Join(dir, nodeName)}
-	text, err := os.ReadFile(n.path)
-	if errors.Is(err, fs.ErrNotExist) {
+	err := n.read(n.path)
+	if err == nil {
+		if err := n.reconcile(o); err != nil {
+			return nil, err
+		}
+		return n, n.keepCopy()
+	}
+	if newer := (*newerFormatError)(nil); errors.As(err, &newer) {
+		return nil, err
+	}
+	switch copyErr := n.read(filepath.Join(dir, copyName)); {
+	case copyErr == nil:
+		o.Logger.Error("the file that says what this directory is was damaged: it is written again from its copy; check the disk", "err", err)
+		if err := n.save(); err != nil {
+			return nil, err
+		}
+		return n, n.reconcile(o)
+	case !errors.Is(err, fs.ErrNotExist) && (o.Role != gossip.Worker || errors.Is(copyErr, fs.ErrNotExist)):
+		return nil, fmt.Errorf("%w; nor does its copy help: %w", err, copyErr)
+	case !errors.Is(err, fs.ErrNotExist):
+		// A worker is nothing that its options and its log do not say.
+		o.Logger.Error("the file that says what this directory is was damaged, and its copy is, too: it is made anew; check the disk", "err", err)
+	default:
 		if err := checkFresh(dir); err != nil {
 			return nil, err
 		}
-		n.id = identity{
-			Format: nodeFormat,
-			Role:   o.Role,
-			Name:   o.Name,
-			Writer: o.Role == gossip.Manager && (o.Init || len(o.Join) == 0),
-		}
-		return n, n.save()
 	}
+	n.id = identity{
+		Format: nodeFormat,
+		Role:   o.Role,
+		Name:   o.Name,
+		Writer: o.Role == gossip.Manager && (o.Init || len(o.Join) == 0),
+	}
+	return n, n.save()
+}
+
+func (n *node) read(path string) error {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", n.path, err)
+		return fmt.Errorf("read %s: %w", path, err)
 	}
 	if err := n.parse(text); err != nil {
-		return nil, err
+		return fmt.Errorf("%s %w", path, err)
 	}
-	return n, n.reconcile(o)
+	return nil
+}
+
+// parse makes n what a file says.
+func (n *node) parse(text []byte) (err error) {
+	n.id, err = parseIdentity(text)
+	return err
+}
+
+// keepCopy makes a copy where there is none.
+func (n *node) keepCopy() error {
+	if _, err := os.Stat(n.copyPath()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return n.save()
 }
 
 // checkFresh refuses a directory that holds data but does not say whose.
@@ -147,31 +185,43 @@ func checkFresh(dir string) error {
 	return nil
 }
 
-func (n *node) parse(text []byte) error {
+// newerFormatError is about a directory of a version to come.
+type newerFormatError struct{ format int }
+
+func (e *newerFormatError) Error() string {
+	return fmt.Sprintf("has format %d, and this version of qs-peer knows formats up to %d: run a newer version", e.format, nodeFormat)
+}
+
+func parseIdentity(text []byte) (id identity, err error) {
 	// The format first: a newer file may hold anything else.
 	var version struct {
 		Format int `json:"format"`
 	}
 	if err := json.Unmarshal(text, &version); err != nil {
-		return fmt.Errorf("parse %s: %w", n.path, err)
-	}
-	if version.Format > nodeFormat {
-		return fmt.Errorf("%s has format %d, and this version of qs-peer knows formats up to %d: run a newer version", n.path, version.Format, nodeFormat)
+		return id, fmt.Errorf("can not be parsed: %w", err)
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&n.id); err != nil {
-		return fmt.Errorf("parse %s: %w", n.path, err)
+	err = d.Decode(&id)
+	sound := id.Sum == "" || id.Sum == id.sum()               // older versions wrote none
+	if version.Format > nodeFormat && (err != nil || sound) { // otherwise it is damage
+		return id, &newerFormatError{version.Format}
 	}
-	if n.id.Format < 1 {
-		return fmt.Errorf("parse %s: format %d is not one", n.path, n.id.Format)
+	switch {
+	case err != nil:
+		return id, fmt.Errorf("can not be parsed: %w", err)
+	case !sound:
+		return id, fmt.Errorf("is damaged: its sum is %s, and what it says has %s", id.Sum, id.sum())
+	case id.Format < 1:
+		return id, fmt.Errorf("can not be parsed: format %d is not one", id.Format)
 	}
-	if n.id.Dataset != "" {
-		if _, err := txlog.ParseDatasetID(n.id.Dataset); err != nil {
-			return fmt.Errorf("parse %s: %w", n.path, err)
+	id.Sum = "" // it is of the file
+	if id.Dataset != "" {
+		if _, err := txlog.ParseDatasetID(id.Dataset); err != nil {
+			return id, fmt.Errorf("can not be parsed: %w", err)
 		}
 	}
-	return nil
+	return id, nil
 }
 
 // reconcile refuses to start as something that the directory is not.
@@ -216,14 +266,30 @@ func (n *node) bind(id txlog.DatasetID) error {
 	case id.String():
 		return nil
 	case "":
-		n.id.Dataset = id.String()
-		return n.save()
+		bound := n.id
+		bound.Dataset = id.String()
+		if err := n.write(bound); err != nil {
+			return err
+		}
+		n.id = bound
+		return nil
 	}
 	return fmt.Errorf("data directory %s belongs to dataset %s, and what it was given is of dataset %s: join the right fleet, or use an empty directory",
 		filepath.Dir(n.path), n.id.Dataset, id)
 }
 
-func (n *node) save() error { return writeJSON(n.path, n.id) }
+func (n *node) save() error { return n.write(n.id) }
+
+// write writes node.json and then its copy, so that there is always a whole one.
+func (n *node) write(id identity) error {
+	id.Sum = id.sum()
+	if err := writeJSON(n.path, id); err != nil {
+		return err
+	}
+	return writeJSON(n.copyPath(), id)
+}
+
+func (n *node) copyPath() string { return filepath.Join(filepath.Dir(n.path), copyName) }
 
 func writeJSON(path string, v any) error {
 	text, err := json.MarshalIndent(v, "", "  ")

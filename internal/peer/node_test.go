@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -72,6 +73,51 @@ func TestOpenNode(t *testing.T) {
 				t.Errorf("read back %+v, had %+v", again.id, n.id)
 			}
 		})
+	}
+}
+
+// TestDamagedNode damages node.json at every byte: the copy says what it said. Of a worker
+// both may be damaged.
+func TestDamagedNode(t *testing.T) {
+	flip := func(t *testing.T, path string, at int) {
+		edit(t, path, func(b []byte) []byte { b[at%len(b)] ^= 1 << (at % 7); return b })
+	}
+	o := Options{Name: "m", Role: gossip.Manager, Init: true, Logger: slog.New(slog.DiscardHandler)}
+	dir := t.TempDir()
+	n, err := openNode(dir, &o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.bind(txlog.DatasetID{1}); err != nil {
+		t.Fatal(err)
+	}
+	o.Init = false
+	path := filepath.Join(dir, nodeName)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := range whole {
+		flip(t, path, at)
+		again, err := openNode(dir, &o)
+		if err != nil {
+			t.Fatalf("byte %d: %v", at, err)
+		}
+		if !again.writer() || again.dataset() != n.dataset() || again.id.Name != "m" {
+			t.Fatalf("byte %d: it is now %+v", at, again.id)
+		}
+		edit(t, path, func([]byte) []byte { return whole }) // where the case of a letter changed it was as good as before
+	}
+	for _, name := range []string{nodeName, copyName} {
+		edit(t, filepath.Join(dir, name), func(b []byte) []byte { return make([]byte, len(b)) })
+	}
+	if _, err := openNode(dir, &o); err == nil {
+		t.Error("a manager started that does not know whether it is the writer")
+	}
+	o.Role = gossip.Worker
+	worker, err := openNode(dir, &o)
+	if err != nil || worker.id.Role != gossip.Worker || worker.writer() {
+		t.Errorf("a worker: %v", err)
 	}
 }
 

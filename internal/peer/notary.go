@@ -36,6 +36,7 @@ type notary struct {
 	replayer *replayer // nil: this node signs nothing of others'
 	keeper   *keeper
 	disputed *doubts
+	stopped  func() error // as the publisher's
 	logger   *slog.Logger
 
 	tries    map[chunker.InfoHash]*attempt
@@ -46,6 +47,7 @@ type notary struct {
 type attempt struct {
 	failures int
 	next     time.Time
+	read     bool // a snapshot's file, for want of anybody who has it
 }
 
 func (a *attempt) failed(now time.Time) {
@@ -72,7 +74,7 @@ func (n *notary) run(ctx context.Context) {
 		offers := n.fleet.Offers()
 		n.forget(offers)
 		busy := n.gather(ctx, offers)
-		if n.replayer != nil {
+		if n.replayer != nil && n.stopped() == nil {
 			busy = n.countersign(ctx, offers) || busy
 		}
 		again := tick.C

@@ -13,6 +13,7 @@ import (
 
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/trust"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/p2p"
 )
 
@@ -74,6 +75,16 @@ type Options struct {
 	// KeepSnapshots is how many snapshots a manager keeps and seeds. Default
 	// DefaultKeepSnapshots. The log reaches back to the oldest of them.
 	KeepSnapshots int
+	// RetainSeeds is how many nodes have to offer a snapshot, if no manager does, for the log
+	// to reach back to it. Default DefaultRetainSeeds, or all there are.
+	RetainSeeds int
+	// DiskBudget is how many bytes the data directory may take before the oldest snapshots
+	// and log entries go, whoever needs them. The newest snapshot, what follows it and the
+	// store stay, whatever they take. 0: no limit.
+	DiskBudget int64
+	// SegmentBytes is the size at which a segment of the log is sealed. Default: what
+	// suits the budget. Tests take small ones.
+	SegmentBytes int64
 	// Sources are who is asked for the parts of a snapshot that this node's colo lacks,
 	// the cheapest first: "other-colos" (their workers), "managers" or both.
 	// Default: both, in this order.
@@ -82,6 +93,15 @@ type Options struct {
 	// of all that goes to and comes from peers but gossip, EgressRate is of the
 	// pieces that a manager sends, and MintRate of the snapshots it writes.
 	UploadRate, DownloadRate, EgressRate, MintRate int64
+
+	// VerifyStore says how much of the store is read before LMDB maps it. Default:
+	// lmdbstore.VerifySampled; everything after an unclean stop.
+	VerifyStore lmdbstore.Verify
+	// ScrubEvery is the period in which everything that the node holds is read and
+	// verified; 0: only when asked. ScrubRate is how fast, in bytes per second; 0: no
+	// limit.
+	ScrubEvery time.Duration
+	ScrubRate  int64
 
 	Version string
 	Logger  *slog.Logger // default: discarded
@@ -126,6 +146,9 @@ func (o Options) withDefaults() Options {
 	if o.KeepSnapshots == 0 {
 		o.KeepSnapshots = DefaultKeepSnapshots
 	}
+	if o.RetainSeeds == 0 {
+		o.RetainSeeds = DefaultRetainSeeds
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -166,13 +189,19 @@ func (o *Options) validate(ctx context.Context) error {
 		return errors.New("--init creates a dataset, which only a manager does")
 	case o.KeepSnapshots < 1:
 		return fmt.Errorf("--keep-snapshots %d: a manager keeps at least one snapshot", o.KeepSnapshots)
+	case o.ScrubEvery < 0:
+		return fmt.Errorf("--scrub-every %v is negative", o.ScrubEvery)
+	case o.RetainSeeds < 1:
+		return fmt.Errorf("--retain-seeds %d: a snapshot that nobody offers holds nothing", o.RetainSeeds)
+	case o.DiskBudget < 0:
+		return fmt.Errorf("--disk-budget %d is negative; 0 is no limit", o.DiskBudget)
 	case o.SnapshotEvery < 0:
 		return fmt.Errorf("--snapshot-every %v is negative", o.SnapshotEvery)
 	case sourcesError(o.Sources) != nil:
 		return sourcesError(o.Sources)
 	case o.validateKeys() != nil:
 		return o.validateKeys()
-	case min(o.UploadRate, o.DownloadRate, o.EgressRate, o.MintRate) < 0:
+	case min(o.UploadRate, o.DownloadRate, o.EgressRate, o.MintRate, o.ScrubRate) < 0:
 		return errors.New("a rate is negative: rates are in bytes per second, 0 for no limit")
 	case o.Role == gossip.Worker && o.EgressRate > 0:
 		return errors.New("--egress-rate limits what a manager sends; for a worker there is --upload-rate")

@@ -34,6 +34,7 @@ type Addrs struct {
 type Peer struct {
 	addrs    Addrs
 	progress func() (FetchProgress, bool)
+	parts    *wiring
 	done     chan struct{}
 
 	mu  sync.Mutex // guards err
@@ -80,6 +81,7 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 		o: &o, creds: creds, edge: border, sigs: sigs, disk: disk, ls: ls, reg: reg, stop: &p.stop, fail: p.fail, life: newLife(),
 		changed: newSignal(), ready: make(chan struct{}),
 	}
+	p.parts = w
 	if err := w.transfer(); err != nil {
 		return nil, err
 	}
@@ -98,10 +100,13 @@ func Start(ctx context.Context, o Options) (_ *Peer, err error) {
 	p.addrs = ls.addresses
 	p.addrs.Gossip = w.gossip.Addr().String()
 	path := filepath.Join(o.Data, addrsName)
-	if err := writeJSON(path, p.addrs); err != nil {
+	p.stop.addClose("remove "+addrsName, func() error { return removeIfThere(path) })
+	if err := writeJSON(path, p.addrs); noRoom(err) {
+		// What the node holds it can serve all the same.
+		o.Logger.Error("the disk is full: the addresses could not be written down", "file", path, "err", err)
+	} else if err != nil {
 		return nil, err
 	}
-	p.stop.addClose("remove "+addrsName, func() error { return removeIfThere(path) })
 	dataset := "none yet"
 	if id := disk.log.Dataset(); !id.IsZero() {
 		dataset = id.String()

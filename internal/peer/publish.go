@@ -20,7 +20,10 @@ type publisher struct {
 	shelf  *shelf
 	keeper *keeper
 	status func() replica.Status
-	logger *slog.Logger
+	// stopped returns why nothing may be published: another manager holds something
+	// else than this one.
+	stopped func() error
+	logger  *slog.Logger
 }
 
 // publish mints a snapshot of what is applied now and offers it.
@@ -30,6 +33,9 @@ func (p *publisher) publish(ctx context.Context) (*snapshot.Snapshot, error) {
 	}
 	if st := p.status(); !st.Ready {
 		return nil, &notReadyError{st.State}
+	}
+	if err := p.stopped(); err != nil {
+		return nil, err
 	}
 	snap, err := p.shelf.mint(ctx, p.store)
 	if err != nil {
@@ -59,7 +65,7 @@ func (p *publisher) run(ctx context.Context, every time.Duration) {
 }
 
 func (p *publisher) due() bool {
-	if !p.status().Ready {
+	if !p.status().Ready || p.stopped() != nil {
 		return false
 	}
 	applied := p.store.State().Pos

@@ -1,6 +1,9 @@
 package peer
 
 import (
+	"cmp"
+	"errors"
+
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/txlog"
@@ -9,15 +12,36 @@ import (
 // reads gives access to the data while it may be served: never to what a node
 // that is still being built holds.
 type reads struct {
-	store  *lmdbstore.Store
-	status func() replica.Status
+	store     *lmdbstore.Store
+	status    func() replica.Status
+	infirmary *infirmary
 }
 
-func (r *reads) view(fn func(*lmdbstore.Tx) error) error {
+// check returns why reads are not served.
+func (r *reads) check() error {
+	if err := r.infirmary.reason(); err != nil {
+		return err
+	}
 	if st := r.status(); !st.Ready {
 		return &notReadyError{st.State}
 	}
-	return r.store.View(fn)
+	return nil
+}
+
+func (r *reads) view(fn func(*lmdbstore.Tx) error) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	err := r.store.View(fn)
+	if errors.Is(err, lmdbstore.ErrDamaged) {
+		if generation, damage := r.store.DamageIn(); damage != nil {
+			r.infirmary.report(finding{Part: partStore, Err: damage, Generation: generation})
+		} else { // of a copy that was replaced meanwhile
+			err = &notReadyError{replica.Repairing}
+		}
+	}
+	// Also what was read before somebody else found damage is not let out.
+	return cmp.Or(r.infirmary.reason(), err)
 }
 
 // checkKey refuses keys that no entry can hold.

@@ -34,6 +34,9 @@ type replayer struct {
 // snapshot.ErrConflict if something else came out.
 func (r *replayer) replay(ctx context.Context, d described) (_ *snapshot.Snapshot, err error) {
 	target := d.manifest.Pos
+	if got := d.manifest.Format; got != lmdbstore.Format {
+		return nil, fmt.Errorf("a snapshot of format %d is confirmed by nodes of that version: this one mints format %d", got, lmdbstore.Format)
+	}
 	dir := filepath.Join(r.storage.dir, replayDir)
 	// A copy of the snapshot before, what the entries add, and the new snapshot.
 	if free, need := durable.FreeSpace(r.storage.dir), 3*d.manifest.Size; free < need {

@@ -320,9 +320,9 @@ func respMessage(err error) string {
 	switch {
 	case is[respError](err):
 		return err.Error()
-	case is[*notWriterError](err), is[*heads.ForkError](err), is[*heads.LostError](err):
+	case is[*notWriterError](err), is[*heads.ForkError](err), is[*heads.LostError](err), is[*damagedLogError](err):
 		code = "READONLY"
-	case is[*notReadyError](err):
+	case is[*notReadyError](err), is[*quarantinedError](err):
 		code = "LOADING"
 	case is[*forbiddenError](err):
 		code = "NOPERM"

@@ -66,15 +66,14 @@ func respErrorf(format string, args ...any) error { return respError(fmt.Sprintf
 
 func (c *respConn) get(args [][]byte) error {
 	return c.view(args, func(tx *lmdbstore.Tx) error {
-		v, ok, err := tx.Get(args[0])
+		size, _, err := tx.Size(args[0])
 		if err != nil {
 			return err
 		}
-		if err := c.room(len(v) + replyCost); err != nil {
+		if err := c.room(size + replyCost); err != nil {
 			return err
 		}
-		c.appendValue(v, ok)
-		return nil
+		return c.appendValue(tx, args[0])
 	})
 }
 
@@ -82,8 +81,8 @@ func (c *respConn) get(args [][]byte) error {
 func (c *respConn) mget(args [][]byte) error {
 	return c.view(args, func(tx *lmdbstore.Tx) error {
 		size := replyCost
-		err := each(tx, args, func(v []byte, _ bool) error {
-			if size += len(v) + replyCost; size > maxRequest {
+		err := each(tx, args, func(n int, _ bool) error {
+			if size += n + replyCost; size > maxRequest {
 				return respErrorf("ERR the values asked for are longer than %d bytes together: ask for fewer keys", maxRequest)
 			}
 			return nil
@@ -95,21 +94,23 @@ func (c *respConn) mget(args [][]byte) error {
 			return err
 		}
 		c.out = respArray(c.out, len(args))
-		return each(tx, args, func(v []byte, ok bool) error {
-			c.appendValue(v, ok)
-			return nil
-		})
+		for _, key := range args {
+			if err := c.appendValue(tx, key); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
-// each passes the keys' values to fn.
-func each(tx *lmdbstore.Tx, keys [][]byte, fn func(value []byte, ok bool) error) error {
+// each passes the lengths of the keys' values to fn.
+func each(tx *lmdbstore.Tx, keys [][]byte, fn func(size int, ok bool) error) error {
 	for _, key := range keys {
-		v, ok, err := tx.Get(key)
+		n, ok, err := tx.Size(key)
 		if err != nil {
 			return err
 		}
-		if err := fn(v, ok); err != nil {
+		if err := fn(n, ok); err != nil {
 			return err
 		}
 	}
@@ -119,7 +120,7 @@ func each(tx *lmdbstore.Tx, keys [][]byte, fn func(value []byte, ok bool) error)
 func (c *respConn) exists(args [][]byte) error {
 	n := int64(0)
 	err := c.view(args, func(tx *lmdbstore.Tx) error {
-		return each(tx, args, func(_ []byte, ok bool) error {
+		return each(tx, args, func(_ int, ok bool) error {
 			if ok {
 				n++
 			}
@@ -135,8 +136,8 @@ func (c *respConn) exists(args [][]byte) error {
 func (c *respConn) strlen(args [][]byte) error {
 	n := int64(0)
 	err := c.view(args, func(tx *lmdbstore.Tx) error {
-		v, _, err := tx.Get(args[0])
-		n = int64(len(v))
+		size, _, err := tx.Size(args[0])
+		n = int64(size)
 		return err
 	})
 	if err == nil {
@@ -173,12 +174,24 @@ func (c *respConn) room(n int) error {
 	return nil
 }
 
-func (c *respConn) appendValue(v []byte, ok bool) {
-	if ok {
+// appendValue appends a value, for which there is room already. While it is copied a long
+// one is there twice, and takes as much of the lease.
+func (c *respConn) appendValue(tx *lmdbstore.Tx, key []byte) error {
+	twice := 0
+	v, ok, err := tx.GetWithin(key, func(n int) error {
+		twice = n
+		return c.lease.reserve(int64(n))
+	})
+	switch {
+	case err != nil:
+		return err
+	case ok:
 		c.out = respBulk(c.out, v)
-	} else {
+	default:
 		c.out = respNull(c.out)
 	}
+	c.lease.give(int64(twice))
+	return nil
 }
 
 func (c *respConn) ping(args [][]byte) error {

@@ -19,6 +19,8 @@ const (
 	// page may be shorter than was asked for.
 	maxScanCount = 10_000
 	maxScanBytes = 16 << 10
+	// scanHead is room for what stands before them: the cursor, and how many they are.
+	scanHead = 64
 )
 
 // cursors turns the keys at which scans go on into numbers, because clients
@@ -69,7 +71,7 @@ func (c *respConn) scan(args [][]byte) error {
 	if err != nil {
 		return err
 	}
-	rng := lmdbstore.Range{Prefix: match.prefix}
+	rng := lmdbstore.Range{Prefix: match.prefix, KeysOnly: true}
 	if id != 0 {
 		start, ok := c.server.cursors.get(id)
 		if !ok {
@@ -77,12 +79,14 @@ func (c *respConn) scan(args [][]byte) error {
 		}
 		rng.Start = start
 	}
-	// Room for the longest page: where it ends is known at its end only.
-	room := int64(min(count*(txlog.MaxKey+replyCost), maxScanBytes+txlog.MaxKey+replyCost))
+	// Room for the longest page: where it ends is known at its end only. It is written where
+	// it is sent from, so that this is all that it takes.
+	room := int64(scanHead + min(count*(txlog.MaxKey+replyCost), maxScanBytes+txlog.MaxKey+replyCost))
 	if err := c.lease.take(c.server.ctx, room); err != nil {
 		return err
 	}
-	page := make([]byte, 0, room)
+	mark := len(c.out)
+	c.out = slices.Grow(c.out, int(room))
 	var more []byte
 	keys := 0
 	err = c.server.reads.view(func(tx *lmdbstore.Tx) error {
@@ -90,33 +94,29 @@ func (c *respConn) scan(args [][]byte) error {
 			switch {
 			case match.exact && len(key) > len(match.prefix):
 				return lmdbstore.ErrStop // keys that follow are longer still, or other
-			case keys == count, len(page) > maxScanBytes:
+			case keys == count, len(c.out)-mark > maxScanBytes:
 				more = slices.Clone(key)
 				return lmdbstore.ErrStop
 			}
-			page = respBulk(page, key)
+			c.out = respBulk(c.out, key)
 			keys++
 			return nil
 		})
 	})
-	kept := int64(len(page))
 	if err != nil {
-		kept = 0
-	}
-	c.outHeld += kept
-	c.lease.give(room - kept)
-	if err != nil {
+		c.out = c.out[:mark]
+		c.lease.give(room)
 		return err
 	}
+	c.outHeld += room
 	next := uint64(0)
 	if more != nil {
 		next = c.server.cursors.put(more)
 	}
-	c.out = slices.Grow(c.out, len(page)+4*replyCost)
-	c.out = respArray(c.out, 2)
-	c.out = respBulk(c.out, strconv.FormatUint(next, 10))
-	c.out = respArray(c.out, keys)
-	c.out = append(c.out, page...)
+	head := respArray(make([]byte, 0, scanHead), 2)
+	head = respBulk(head, strconv.FormatUint(next, 10))
+	head = respArray(head, keys)
+	c.out = slices.Insert(c.out, mark, head...)
 	return nil
 }
 

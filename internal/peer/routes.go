@@ -55,6 +55,7 @@ func (a *api) routes(reg *prometheus.Registry) []route {
 			http.MethodGet:  {trust.VerbStatus, a.getSnapshots},
 			http.MethodPost: {trust.VerbSnapshot, a.postSnapshot},
 		}},
+		{"/v1/scrub", "/v1/scrub", methods{http.MethodPost: {trust.VerbScrub, a.postScrub}}},
 		{"/v1/snapshots/{infohash}/torrent", "/v1/snapshots/torrent", methods{http.MethodGet: {trust.VerbStatus, a.getTorrent}}},
 		{"/v1/snapshots/{infohash}/manifest", "/v1/snapshots/manifest", methods{http.MethodGet: {trust.VerbStatus, a.getManifest}}},
 		{"/v1/status", "/v1/status", methods{http.MethodGet: {trust.VerbStatus, a.reporting(a.getStatus)}}},

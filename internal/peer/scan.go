@@ -46,6 +46,8 @@ func (a *api) getScan(w *response, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
+	// The client keeps the transaction waiting for longer than this does.
+	rng.Room = func(n int) error { return w.lease.take(ctx, int64(n)) }
 	out := &lineWriter{w: w, base64: inBase64}
 	out.buf = bufio.NewWriterSize(out, writeChunk)
 	err = a.reads.view(func(tx *lmdbstore.Tx) error {

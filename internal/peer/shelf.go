@@ -8,10 +8,12 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
 	"github.com/qs-peer/qs-peer/internal/snapshot"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/p2p"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -19,18 +21,20 @@ import (
 // shelf is what this node has to offer: the snapshots that are complete and
 // verified on its disk, and seeded. Beside them it may hold some that lack
 // signatures: they are neither offered nor opened, and not deleted either, because
-// signatures can still come. It is safe for concurrent use.
+// signatures can still come, and what could not be read. It is safe for concurrent use.
 type shelf struct {
 	repo    *snapshot.Repo
 	swarm   *p2p.Swarm
 	sigs    *signatures
 	logger  *slog.Logger
 	changed *signal       // told when the list changes
+	broken  *signal       // told when there is something to mend
 	stocked chan struct{} // closed once restock is done
 
 	mu    sync.Mutex           // guards what follows
 	snaps []*snapshot.Snapshot // newest first
-	aside []*snapshot.Snapshot // lack signatures; their files were not read
+	aside []*snapshot.Snapshot // lack signatures, or are put off; their files were not read
+	later []*putOff            // what failed and is tried again
 }
 
 // list returns what is offered, newest first.
@@ -114,11 +118,11 @@ func (s *shelf) offer(ctx context.Context, snap *snapshot.Snapshot) error {
 		s.replace(snap)
 		return nil
 	case held: // its file was not read yet
-		reason, err := s.examine(ctx, snap)
+		whole, reason, err := s.examine(ctx, snap)
 		if err == nil && reason != "" {
 			err = errors.Join(fmt.Errorf("snapshot %s on this node's disk: %s", snap.Manifest.Pos, reason), s.discard(snap, reason))
 		}
-		if err != nil {
+		if err != nil || !whole {
 			return err
 		}
 	}
@@ -237,19 +241,28 @@ func (s *shelf) mayOffer(snap *snapshot.Snapshot) bool {
 	return s.sigs.enough(snap.Note) || s.sigs.ours(snap.Note)
 }
 
-// examine reads a snapshot's file whole, and returns what is wrong with it.
-func (s *shelf) examine(ctx context.Context, snap *snapshot.Snapshot) (reason string, err error) {
+// examine reads a snapshot's file whole. A damaged one is made ready to be mended,
+// one that can not be read now is put off: then whole is false. reason is what is wrong with what was signed.
+func (s *shelf) examine(ctx context.Context, snap *snapshot.Snapshot) (whole bool, reason string, err error) {
 	err = snap.Verify(ctx)
+	if altered, ok := errors.AsType[*snapshot.AlteredError](err); ok {
+		return false, "", s.breakUp(snap, altered)
+	}
+	unread := err != nil
 	if err == nil {
 		err = snap.VerifyStatement(ctx)
+		_, unread = errors.AsType[syscall.Errno](err)
 	}
 	switch {
 	case ctx.Err() != nil:
-		return "", ctx.Err()
+		return false, "", ctx.Err()
+	case unread: // which says nothing of the file
+		s.postpone(snap, nil)
+		return false, "", err
 	case err != nil:
-		return err.Error(), nil
+		return true, err.Error(), nil
 	}
-	return "", nil
+	return true, "", nil
 }
 
 func (s *shelf) discard(snap *snapshot.Snapshot, reason string) error {
@@ -272,25 +285,37 @@ func (s *shelf) putAside(snap *snapshot.Snapshot, why error) {
 }
 
 // restock offers what an earlier process left on disk, each after reading it
-// whole, puts aside what lacks signatures, and removes what is damaged or is not
-// of this node's history. It is called once.
+// whole, puts aside what lacks signatures, leaves what is damaged to be mended, and
+// removes what is not of this node's history. It is called once.
 func (s *shelf) restock(ctx context.Context, dataset txlog.DatasetID, linked func(txlog.Pos) (bool, error)) error {
 	defer close(s.stocked)
 	var errs []error
 	for _, snap := range s.repo.List() {
 		m := &snap.Manifest
-		reason := ""
+		reason, whole := "", true
+		ours := dataset.IsZero() || m.Dataset == dataset
 		if ok, err := linked(m.Pos); err != nil {
 			errs = append(errs, fmt.Errorf("check snapshot %s against the log: %w", m.Pos, err))
 			continue
-		} else if !ok || (!dataset.IsZero() && m.Dataset != dataset) {
+		} else if !ok {
 			reason = "it is not of this log's history"
+		} else if err := snap.CheckInfo(); errors.Is(err, lmdbstore.ErrUnexpected) && len(s.sigs.by(snap.Note)) == 0 {
+			errs = append(errs, s.breakManifest(snap, err))
+			continue
+		} else if !ours {
+			reason = "it is not of this log's dataset"
 		} else if !s.mayOffer(snap) {
 			_, err := s.sigs.open(snap.Note, s.sigs.need)
 			s.putAside(snap, err)
 			continue
-		} else if reason, err = s.examine(ctx, snap); err != nil {
+		} else if whole, reason, err = s.examine(ctx, snap); ctx.Err() != nil {
 			return nil // the node stops
+		} else if err != nil || !whole {
+			errs = append(errs, err)
+			continue
+		} else if reason != "" && len(s.sigs.by(snap.Note)) == 0 {
+			errs = append(errs, s.breakManifest(snap, errors.New(reason)))
+			continue
 		}
 		if reason != "" {
 			errs = append(errs, s.discard(snap, reason))

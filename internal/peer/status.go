@@ -5,7 +5,9 @@ import (
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/compare"
 	"github.com/qs-peer/qs-peer/internal/replica"
+	"github.com/qs-peer/qs-peer/lmdbstore"
 	"github.com/qs-peer/qs-peer/p2p"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -27,6 +29,11 @@ type MemberStatus struct {
 	Dataset     string `json:"dataset"`
 	AppliedSeq  uint64 `json:"applied_seq"`
 	AppliedHash string `json:"applied_hash"` // empty at seq 0
+	// AppliedDigest is of all pairs there; empty if the member says nothing of it.
+	AppliedDigest string `json:"applied_digest"`
+	// PartsAt is the first entry after which the member's copy is known to differ from
+	// the one of the node that was asked; 0: it is not known to.
+	PartsAt uint64 `json:"parts_at,omitempty"`
 	// HeadSeq is the furthest entry that this node knows of in the member's dataset.
 	HeadSeq    uint64 `json:"head_seq"`
 	LagEntries uint64 `json:"lag_entries"`
@@ -62,11 +69,27 @@ type MemberStatus struct {
 	// SignedAt is when the writer, by its own clock, signed the furthest head of the
 	// log that this node verified.
 	SignedAt *time.Time `json:"signed_at,omitempty"`
+	// DiskUsed is what the data directory takes, and DiskBudget what it may, in bytes:
+	// known of this node only, and only if it has a budget.
+	DiskUsed   int64 `json:"disk_used,omitempty"`
+	DiskBudget int64 `json:"disk_budget,omitempty"`
+	// PublishStopped is why a manager publishes no snapshots: known of this node only.
+	PublishStopped string `json:"publish_stopped,omitempty"`
+}
+
+// comparison is what is known of how this node's copy compares with others.
+type comparison interface {
+	Partings() []compare.Parting
+	Stopped() error
 }
 
 // statusOf makes the report out of what gossip knows, own being what this
 // node's replica knows better.
-func statusOf(members []gossip.Member, own replica.Status) FleetStatus {
+func statusOf(members []gossip.Member, own replica.Status, c comparison) FleetStatus {
+	parts := map[string]uint64{}
+	for _, p := range c.Partings() {
+		parts[p.Who] = max(parts[p.Who], p.Entry)
+	}
 	heads := map[txlog.DatasetID]head{}
 	for i, m := range members {
 		h := heads[m.Dataset]
@@ -91,10 +114,14 @@ func statusOf(members []gossip.Member, own replica.Status) FleetStatus {
 		ms := memberStatus(m, heads[m.Dataset])
 		if i == 0 {
 			ms.State, ms.Upstream, ms.Error = string(own.State), own.Upstream, own.Err
+			if err := c.Stopped(); err != nil {
+				ms.PublishStopped = err.Error()
+			}
 			if !own.Signed.IsZero() {
 				ms.SignedAt = &own.Signed
 			}
 		}
+		ms.PartsAt = parts[m.Name]
 		s.Members = append(s.Members, ms)
 	}
 	return s
@@ -140,6 +167,9 @@ func memberStatus(m gossip.Member, h head) MemberStatus {
 	}
 	if m.Applied.Seq > 0 {
 		s.AppliedHash = m.Applied.Hash.String()
+	}
+	if m.AppliedDigest != [32]byte{} {
+		s.AppliedDigest = lmdbstore.Digest(m.AppliedDigest).String()
 	}
 	if h.pos.Seq > m.Applied.Seq {
 		s.LagEntries = h.pos.Seq - m.Applied.Seq

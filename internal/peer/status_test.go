@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/compare"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -25,7 +26,7 @@ func TestStatusOf(t *testing.T) {
 		{Facts: gossip.Facts{Name: "w3", Role: gossip.Worker, Dataset: set, State: "serving", Applied: at(10), AppliedTime: clock}, Liveness: gossip.Failed},
 		{Facts: gossip.Facts{Name: "w4", Role: gossip.Worker, Dataset: set, State: "serving"}, Liveness: gossip.Left},
 	}
-	s := statusOf(members, replica.Status{State: replica.CatchingUp, Upstream: "m1"})
+	s := statusOf(members, replica.Status{State: replica.CatchingUp, Upstream: "m1"}, partedFrom("m1"))
 	if s.Self != "w1" || len(s.Members) != len(members) {
 		t.Fatalf("got %+v", s)
 	}
@@ -48,6 +49,9 @@ func TestStatusOf(t *testing.T) {
 		}
 	}
 
+	if s.Members[1].PartsAt != 7 || s.Members[0].PartsAt != 0 || s.Members[0].PublishStopped == "" || s.Members[1].PublishStopped != "" {
+		t.Errorf("what differs: %+v", s.Members[:2])
+	}
 	fetcher := s.Members[2]
 	if fetcher.Fetching == "" || fetcher.FetchDone != 400 || fetcher.FetchTotal != 1000 || fetcher.Rate != 50 ||
 		fetcher.SecondsLeft == nil || *fetcher.SecondsLeft != 12 ||
@@ -61,7 +65,7 @@ func TestStatusOf(t *testing.T) {
 
 	// Two datasets: a member of one does not lag behind the other.
 	members = append(members, gossip.Member{Facts: gossip.Facts{Name: "x", Dataset: other, Applied: at(1), Head: at(99)}})
-	s = statusOf(members, replica.Status{})
+	s = statusOf(members, replica.Status{}, partedFrom())
 	if m := s.Members[1]; m.HeadSeq != 10 {
 		t.Errorf("head is %d", m.HeadSeq)
 	}
@@ -85,4 +89,23 @@ func TestStatusOf(t *testing.T) {
 			t.Errorf("the status has no %q", name)
 		}
 	}
+}
+
+// parted is a copy that differs from some others.
+type parted []compare.Parting
+
+func partedFrom(names ...string) (p parted) {
+	for _, n := range names {
+		p = append(p, compare.Parting{Who: n, Manager: true, Entry: 7})
+	}
+	return p
+}
+
+func (p parted) Partings() []compare.Parting { return p }
+
+func (p parted) Stopped() error {
+	if len(p) == 0 {
+		return nil
+	}
+	return &compare.StoppedError{Partings: p}
 }

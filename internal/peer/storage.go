@@ -1,11 +1,11 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -35,6 +35,10 @@ type storage struct {
 	store *lmdbstore.Store
 	repo  *snapshot.Repo
 	proof *proof
+	// infirmary knows whether what the store holds may be served.
+	infirmary *infirmary
+	// logMender fills holes in the log of a node that does not write it.
+	logMender *logMender
 }
 
 // openStorage opens the data directory and checks that its parts belong
@@ -42,6 +46,9 @@ type storage struct {
 func openStorage(ctx context.Context, o *Options, sigs *signatures, reg prometheus.Registerer, stop *cleanup) (*storage, error) {
 	if err := durable.MkdirAll(durable.OS, o.Data, 0o750); err != nil {
 		return nil, fmt.Errorf("make data directory %s: %w", o.Data, err)
+	}
+	if err := checkRestored(o.Data); err != nil {
+		return nil, err
 	}
 	lock, err := lockDir(o.Data)
 	if err != nil {
@@ -63,21 +70,34 @@ func openStorage(ctx context.Context, o *Options, sigs *signatures, reg promethe
 	}
 	logger := func(part string) *slog.Logger { return o.Logger.With("part", part) }
 
-	s.log, err = txlog.Open(filepath.Join(o.Data, logDir), txlog.Options{Logger: logger("log"), Registerer: reg})
+	if s.infirmary, err = openInfirmary(o.Data, logger("infirmary"), reg); err != nil {
+		return nil, err
+	}
+	s.infirmary.writer = s.node.writer()
+	if err := s.infirmary.Reason(); err != nil && s.node.writer() {
+		return nil, writerDamaged(o.Data, err)
+	}
+	s.logMender = newLogMender(logger("log"))
+	s.logMender.found = func(d txlog.Damage) {
+		s.infirmary.report(finding{
+			Part: partLog, Err: d.Err, Evidence: d.Evidence, Bytes: d.Lost, Place: d.Err.Segment, Stays: d.Kind == txlog.RefusedSegment,
+		})
+	}
+	s.logMender.repaired = s.infirmary.repaired
+	s.log, err = txlog.Open(filepath.Join(o.Data, logDir), txlog.Options{
+		SegmentBytes: cmp.Or(o.SegmentBytes, segmentBytes(o.DiskBudget)), Logger: logger("log"), Registerer: reg,
+		Repair: !s.node.writer(), Damaged: s.logMender.damaged,
+	})
+	if is[*txlog.CorruptError](err) && s.node.writer() {
+		return nil, writerDamaged(o.Data, fmt.Errorf("open log: %w", err))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open log in %s: %w", o.Data, err)
 	}
 	stop.addClose("close log", s.log.Close)
 
-	if lock.suspect {
-		if err := checkStore(ctx, filepath.Join(o.Data, storeDir), logger("store")); err != nil {
-			return nil, err
-		}
-		lock.suspect = false
-	}
-	s.store, err = lmdbstore.Open(filepath.Join(o.Data, storeDir), lmdbstore.Options{Logger: logger("store"), Registerer: reg})
-	if err != nil {
-		return nil, fmt.Errorf("open store in %s: %w", o.Data, err)
+	if err := s.openStore(lmdbstore.Options{Verify: o.VerifyStore, Logger: logger("store"), Registerer: reg}); err != nil {
+		return nil, err
 	}
 	stop.addClose("close store", s.store.Close)
 
@@ -95,21 +115,35 @@ func openStorage(ctx context.Context, o *Options, sigs *signatures, reg promethe
 	return s, err
 }
 
-// checkStore reads the structure of the store that a crash left, which takes
-// about a second per GB. LMDB maps the file and trusts it: a damaged page would
-// crash this process too, and the next one.
-func checkStore(ctx context.Context, dir string, logger *slog.Logger) error {
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
+// writerDamaged refuses to start a writer: what it wrote may be nowhere else, so
+// nothing of it is thrown away without somebody who says so.
+func writerDamaged(dir string, err error) error {
+	return fmt.Errorf("the writer's data directory %s is damaged: %w; give it back what a follower holds with "+
+		"qs-peer restore --data %s --from HTTP_ADDR, which keeps what is there aside", dir, err, dir)
+}
+
+// openStore opens the store. Where others hold the data, too, a damaged one is set
+// aside, and the node begins in quarantine with an empty one.
+func (s *storage) openStore(o lmdbstore.Options) error {
+	dir := filepath.Join(s.dir, storeDir)
+	store, err := lmdbstore.Open(dir, o)
+	if errors.Is(err, lmdbstore.ErrDamaged) {
+		if s.node.writer() {
+			return writerDamaged(s.dir, err)
+		}
+		// Written down first: what is left after SetAside looks like a new node.
+		s.infirmary.report(finding{Part: partStore, Err: err})
+		var evidence string
+		if evidence, err = lmdbstore.SetAside(dir); err == nil {
+			s.infirmary.keep(evidence)
+			store, err = lmdbstore.Open(dir, o)
+		}
 	}
-	logger.Info("the last process on this directory did not end in order: checking the store")
-	_, err := lmdbstore.Check(ctx, dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && !errors.Is(err, lmdbstore.ErrDamaged):
-		return nil // it crashed before there was anything
-	case err != nil:
-		return fmt.Errorf("check the store after a crash: %w", err)
+	if err != nil {
+		return fmt.Errorf("open store in %s: %w", s.dir, err)
 	}
+	s.store = store
+	s.infirmary.resume(store)
 	return nil
 }
 
@@ -134,6 +168,11 @@ func (s *storage) agree() error {
 		if err := s.agreeWriter(inStore); err != nil {
 			return err
 		}
+	} else if !inLog.IsZero() && inStore.Pos.Seq > s.log.Head().Seq && s.infirmary.reason() == nil {
+		// It lost its end: what is between comes from others, as for any hole.
+		if err := s.log.Skip(inStore.Pos); err != nil {
+			return fmt.Errorf("continue the log in %s at the store's entry: %w", s.dir, err)
+		}
 	}
 	return s.bind()
 }
@@ -151,14 +190,13 @@ func (s *storage) bind() error {
 // them back, and writing on would fork the dataset.
 func (s *storage) agreeWriter(inStore lmdbstore.State) error {
 	if head := s.log.Head(); inStore.Pos.Seq > head.Seq {
-		return fmt.Errorf("data directory %s: the store is at entry %d and the writer's log ends at entry %d: entries are missing; restore %s/, or start with an empty directory",
-			s.dir, inStore.Pos.Seq, head.Seq, logDir)
+		return writerDamaged(s.dir, fmt.Errorf("the store is at entry %d and the writer's log ends at entry %d: entries are missing", inStore.Pos.Seq, head.Seq))
 	}
 	if !s.log.Dataset().IsZero() {
 		return nil
 	}
 	if bound := s.node.dataset(); !bound.IsZero() {
-		return fmt.Errorf("data directory %s belongs to the writer of dataset %s, and %s/ in it is empty: restore it, or start with an empty directory", s.dir, bound, logDir)
+		return writerDamaged(s.dir, fmt.Errorf("it belongs to the writer of dataset %s, and %s/ in it is empty", bound, logDir))
 	}
 	var id txlog.DatasetID
 	rand.Read(id[:]) // never fails
@@ -167,6 +205,9 @@ func (s *storage) agreeWriter(inStore lmdbstore.State) error {
 	}
 	return nil
 }
+
+// halt returns why the log must not be continued.
+func (s *storage) halt() error { return cmp.Or(s.proof.halt(), s.infirmary.halt()) }
 
 // linked reports whether a snapshot is a state of the log's history, as far as
 // the log reaches: a snapshot before or after it may be.

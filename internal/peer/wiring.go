@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/compare"
 	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/internal/trust"
@@ -41,6 +44,9 @@ type wiring struct {
 	gossip   *gossip.Gossip
 	fleet    *fleet
 	replica  *replica.Replica
+	mender   *mender
+	scrubber *scrubber
+	compare  *compare.Comparer
 	served   *served
 	ready    chan struct{} // closed once reads have been served
 }
@@ -63,7 +69,7 @@ func (w *wiring) transfer() error {
 		pieces = budget("egress", w.o.EgressRate, upload)
 	}
 	w.download = budget("download", w.o.DownloadRate, nil)
-	client := p2p.ClientOptions{Name: w.o.Name, Dial: w.edge.Dial, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg}
+	client := p2p.ClientOptions{Name: w.o.Name, Digests: w.disk.proof == nil, Dial: w.edge.Dial, Download: w.download, Logger: w.logger("p2p"), Registerer: w.reg}
 	w.disk.proof.ask(&client)
 	w.client = p2p.NewClient(client)
 	w.stop.addClose("close peer client", func() error { w.client.Close(); return nil })
@@ -81,11 +87,17 @@ func (w *wiring) transfer() error {
 	}
 	w.stop.addClose("close swarm", swarm.Close)
 	w.swarm = swarm
+	w.disk.infirmary.fetched = func() (n int64) {
+		for _, from := range swarm.Totals() {
+			n += from.Bytes
+		}
+		return n
+	}
 	w.shelf = &shelf{
-		repo: w.disk.repo, swarm: swarm, sigs: w.sigs, logger: w.logger("snapshots"), changed: w.changed, stocked: make(chan struct{}),
+		repo: w.disk.repo, swarm: swarm, sigs: w.sigs, logger: w.logger("snapshots"), changed: w.changed, broken: newSignal(), stocked: make(chan struct{}),
 	}
 	serve := p2p.ServerOptions{
-		Log: w.disk.log, Snapshot: w.shelf.describe, Pieces: swarm, Upload: upload, Egress: pieces,
+		Log: w.disk.log, Digests: said{ownCopy{w.disk.store}, w.disk.infirmary}, Snapshot: w.shelf.describe, Pieces: swarm, Upload: upload, Egress: pieces,
 		Refused: w.refused("peer"), Logger: w.logger("p2p"), Registerer: w.reg,
 	}
 	w.disk.proof.serve(&serve)
@@ -128,15 +140,19 @@ func (w *wiring) join() error {
 // live starts the replica and what keeps house around it.
 func (w *wiring) live() (*publisher, *advertiser, error) {
 	writes, manager := w.disk.node.writer(), w.o.Role == gossip.Manager
+	var err error
+	if w.compare, err = w.newComparer(); err != nil {
+		return nil, nil, err
+	}
 	network := &network{
-		fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, sigs: w.sigs, proof: w.disk.proof, refuted: newDoubts(),
+		compare: w.compare, fleet: w.fleet, client: w.client, swarm: w.swarm, shelf: w.shelf, sigs: w.sigs, proof: w.disk.proof, infirmary: w.disk.infirmary, log: w.disk.log, refuted: newDoubts(),
 		changed: w.changed, fetching: map[chunker.InfoHash]chan struct{}{},
 	}
 	served := &served{fetch: w.swarm.Progress}
 	becameReady := sync.OnceFunc(func() { close(w.ready) })
 	c := replica.Config{
 		Name: w.o.Name, Manager: manager, Log: replicaLog{w.disk.log}, Store: replicaStore{w.disk.store, network},
-		Logger: w.logger("replica"), Registerer: w.reg,
+		Quarantine: w.disk.infirmary, Logger: w.logger("replica"), Registerer: w.reg,
 		OnChange: func(st replica.Status) {
 			if st.Ready {
 				becameReady()
@@ -158,21 +174,25 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	registerReplica(w.reg, w.disk, rep.Status)
 
 	keep := &keeper{
-		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, manager: manager, keep: w.o.KeepSnapshots,
+		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, manager: manager, keep: w.o.KeepSnapshots, seeds: w.o.RetainSeeds, disk: newDiskBudget(w.o.Data, w.o.DiskBudget, w.logger("keeper"), w.reg),
 		logger: w.logger("keeper"), sigs: w.sigs, disputed: newDoubts(), conflicts: newConflictsGauge(w.reg), warned: map[string]bool{}, warnings: rate.NewLimiter(rate.Every(time.Minute/10), 10), future: map[chunker.InfoHash]time.Time{},
+	}
+	w.mender = &mender{
+		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, manager: manager, keep: w.o.KeepSnapshots, status: rep.Status,
+		infirmary: w.disk.infirmary, logger: w.logger("snapshots"), tries: map[string]*attempt{},
 	}
 	w.sigs.register(w.reg, w.shelf)
 	witness := &notary{
 		storage: w.disk, fleet: w.fleet, network: network, shelf: w.shelf, sigs: w.sigs, keeper: keep, disputed: keep.disputed,
-		logger: w.logger("signing"), tries: map[chunker.InfoHash]*attempt{}, verdicts: newNotaryMetric(w.reg),
+		stopped: w.compare.Stopped, logger: w.logger("signing"), tries: map[chunker.InfoHash]*attempt{}, verdicts: newNotaryMetric(w.reg),
 	}
 	if w.sigs.signer != nil && w.sigs.need > 1 {
 		witness.replayer = &replayer{storage: w.disk, shelf: w.shelf, sigs: w.sigs, rate: w.o.MintRate}
 	}
 	publish := &publisher{
-		role: w.o.Role, store: w.disk.store, shelf: w.shelf, keeper: keep, status: rep.Status, logger: w.logger("publisher"),
+		role: w.o.Role, stopped: w.compare.Stopped, store: w.disk.store, shelf: w.shelf, keeper: keep, status: rep.Status, logger: w.logger("publisher"),
 		writer: &writer{
-			node: w.disk.node, self: w.o.Name, log: w.disk.log, fleet: w.fleet, tls: w.o.tls(), applied: rep.WaitApplied, halt: w.disk.proof.halt, fail: w.fail,
+			node: w.disk.node, self: w.o.Name, log: w.disk.log, fleet: w.fleet, tls: w.o.tls(), applied: rep.WaitApplied, halt: w.disk.halt, stuck: rep.Stuck,
 		},
 	}
 	advertise := &advertiser{
@@ -186,7 +206,15 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 	}
 	w.life.run(w.sigs.watch)
 	w.life.run(witness.run)
+	w.life.run(w.mender.run)
 	w.life.run(w.disk.proof.run)
+	w.life.run(w.disk.infirmary.watch)
+	w.scrubber = newScrubber(w.o, filepath.Join(w.o.Data, scrubName), w.scrubbedParts(), w.logger("scrub"), w.reg)
+	w.life.run(w.scrubber.run)
+	w.life.run(w.compare.Run)
+	mend := w.disk.logMender
+	mend.fleet, mend.client, mend.log = w.fleet, w.client, w.disk.log
+	w.life.run(mend.run)
 	w.life.run(func(ctx context.Context) {
 		if err := rep.Run(ctx); err != nil {
 			w.fail(fmt.Errorf("replica stopped: %w", err))
@@ -217,16 +245,16 @@ func (w *wiring) live() (*publisher, *advertiser, error) {
 
 // serve starts what users talk to.
 func (w *wiring) serve(publish *publisher, advertise *advertiser, health func() error) {
-	reads := &reads{store: w.disk.store, status: w.replica.Status}
+	reads := &reads{store: w.disk.store, status: w.replica.Status, infirmary: w.disk.infirmary}
 	access := newAccess(w.o.tls(), w.o.Clients, w.edge.Refused, w.reg)
 	api := &api{
-		reads: reads, writer: publish.writer, shelf: w.shelf, publisher: publish,
+		reads: reads, writer: publish.writer, shelf: w.shelf, publisher: publish, scrubber: w.scrubber,
 		members: func() []gossip.Member {
-			members := w.gossip.Members()
+			members := slices.Clone(w.gossip.Members())
 			advertise.fill(&members[0].Facts) // fresher than what gossip was told last
 			return members
 		},
-		status: w.replica.Status, progress: w.progress, health: health, access: access, logger: w.logger("http"),
+		status: w.replica.Status, compare: w.compare, disk: publish.keeper.disk, progress: w.progress, health: health, access: access, logger: w.logger("http"),
 	}
 	w.stop.add("stop HTTP server", serveHTTP(w.ls.take(&w.ls.http), api.handler(w.reg), access, w.logger("http")))
 

@@ -1,11 +1,13 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/replica"
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -21,14 +23,15 @@ type writer struct {
 	applied func(ctx context.Context, seq uint64) error
 	// halt returns why the log must not be continued.
 	halt func() error
-	// fail is told when the log stopped for good.
-	fail func(error)
+	// stuck returns why nothing can be applied for now: what would be written then
+	// could not be read, and takes room that is needed.
+	stuck func() error
 }
 
 // check returns why this node takes no writes, nil if it does.
 func (w *writer) check() error {
 	if w.node.writer() {
-		return w.halt()
+		return cmp.Or(w.halt(), w.stuck())
 	}
 	return w.elsewhere(w.self + " takes no writes")
 }
@@ -60,14 +63,16 @@ func (w *writer) write(ctx context.Context, ops []txlog.Op) (txlog.Pos, error) {
 		return txlog.Pos{}, err
 	}
 	pos, err := w.log.Append(ctx, ops)
-	if err != nil {
-		if errors.Is(err, txlog.ErrFailed) {
-			// Only opening the log again tells what the disk kept: let the supervisor restart us.
-			w.fail(fmt.Errorf("append to log: %w", err))
-		}
+	switch {
+	case errors.Is(err, txlog.ErrFailed):
+		return txlog.Pos{}, fmt.Errorf("%w: whether this was written will be seen when the disk works again; look for it before you write it again", err)
+	case err != nil:
 		return txlog.Pos{}, err
 	}
 	if err := w.applied(ctx, pos.Seq); err != nil {
+		if halt := w.halt(); halt != nil && errors.Is(err, replica.ErrStopped) {
+			return txlog.Pos{}, &unappliedError{pos.Seq, halt}
+		}
 		return txlog.Pos{}, fmt.Errorf("entry %d is written and will be applied, but waiting for that failed: %w", pos.Seq, err)
 	}
 	return pos, nil

@@ -21,20 +21,28 @@ func (e logError) Unwrap() error { return e.error }
 // position at first and after each transaction.
 func (r *Replica) apply(ctx context.Context, t Target, applied func(txlog.Pos)) error {
 	_, pos := t.Position()
-	entries, err := r.c.Log.Read(pos)
+	var entries Entries
+	err := r.persist(ctx, applying, shortage, func() (err error) {
+		entries, err = r.c.Log.Read(pos)
+		return err
+	})
 	if err != nil {
 		return logError{fmt.Errorf("read the log after entry %d: %w", pos.Seq, err)}
 	}
 	defer entries.Close()
 	applied(pos)
 	for {
-		batch, err := entries.Next(ctx, batchBytes)
+		var batch []txlog.Entry
+		err := r.persist(ctx, applying, shortage, func() (err error) {
+			batch, err = entries.Next(ctx, batchBytes)
+			return err
+		})
 		if err != nil {
 			return logError{fmt.Errorf("read the log after entry %d: %w", pos.Seq, err)}
 		}
 		for part := range slices.Chunk(batch, batchEntries) {
 			rest := part
-			err := r.whenRoom(ctx, applying, func() error {
+			err := r.persist(ctx, applying, obstacle, func() error {
 				err := t.Apply(rest)
 				_, pos := t.Position() // a prefix may be in
 				rest = after(rest, pos)

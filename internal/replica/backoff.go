@@ -2,9 +2,7 @@ package replica
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
-	"syscall"
 	"time"
 )
 
@@ -45,33 +43,4 @@ func sleep(ctx context.Context, d time.Duration, changed <-chan struct{}) error 
 	case <-ctx.Done():
 	}
 	return ctx.Err()
-}
-
-// Waiting for room on the disk.
-const (
-	diskBase = 250 * time.Millisecond
-	diskMax  = 10 * time.Second
-)
-
-// whenRoom runs do until its error is another than a full disk.
-func (r *Replica) whenRoom(ctx context.Context, a activity, do func() error) error {
-	var b backoff
-	for {
-		err := do()
-		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
-			if err == nil && b.failures > 0 {
-				r.log.Info("there is room on the disk again")
-				r.board.fail(a, nil)
-			}
-			return err
-		}
-		if b.failures == 0 {
-			r.log.Error("the disk is full; waiting for room", "err", err)
-			r.board.fail(a, err)
-		}
-		b.fail(time.Now(), diskBase, diskMax)
-		if err := sleep(ctx, time.Until(b.until), nil); err != nil {
-			return err
-		}
-	}
 }

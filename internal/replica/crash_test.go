@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -40,6 +41,26 @@ func TestCrashAtEveryStep(t *testing.T) {
 			w.holding(fork, 0, 600)
 			w.disk.backAllowed = true
 			w.addWriter("m", h[:700], 300).offers = []int{400}
+		}},
+		{"repair from the disk", func(w *world) {
+			w.holding(h, 0, 600)
+			w.disk.backAllowed = true
+			w.disk.held = []Held{w.heldAt(h, 400)}
+			w.condemn(errors.New("page 7"))
+			w.addWriter("m", h[:700], 300).offers = []int{500}
+		}},
+		{"repair of a store that is gone", func(w *world) {
+			w.holding(h, 300, 600)
+			w.disk.storePos = txlog.Pos{}
+			w.disk.held = []Held{w.heldAt(h, 400)}
+			w.condemn(errors.New("set aside"))
+			w.addWriter("m", h[:700], 300)
+		}},
+		{"repair by a fetch", func(w *world) {
+			w.holding(h, 0, 600)
+			w.disk.backAllowed = true
+			w.condemn(errors.New("page 7"))
+			w.addWriter("m", h[:700], 300).offers = []int{500}
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -78,6 +78,7 @@ type disk struct {
 	storeID  txlog.DatasetID
 	storePos txlog.Pos
 	fetched  map[chunker.InfoHash]bool
+	held     []Held
 
 	// faults
 	steps      int // durable changes made so far
@@ -89,12 +90,18 @@ type disk struct {
 	room       int // entries that the store takes of a batch before the disk is full; 0: all
 	broken     map[string]error
 
+	reason     error // of the quarantine; nil: none
+	imposed    chan struct{}
+	tried      []string
+	damaged    bool // the copy takes no entries
+	installing time.Duration
+
 	backAllowed bool // the position may go back: a declared rebuild
 	activations int
 }
 
 func newDisk(t *testing.T) *disk {
-	return &disk{t: t, changed: make(chan struct{}), fetched: map[chunker.InfoHash]bool{}, full: map[string]bool{}, broken: map[string]error{}}
+	return &disk{t: t, changed: make(chan struct{}), imposed: make(chan struct{}), fetched: map[chunker.InfoHash]bool{}, full: map[string]bool{}, broken: map[string]error{}}
 }
 
 func (d *disk) notifyLocked() {
@@ -321,6 +328,9 @@ func (s fakeStore) Position() (txlog.DatasetID, txlog.Pos) {
 
 func (s fakeStore) Apply(entries []txlog.Entry) error {
 	return s.step("apply", func() error {
+		if s.damaged {
+			return fmt.Errorf("page 7: %w", ErrDamaged)
+		}
 		fit := entries
 		if s.room > 0 && len(entries) > s.room {
 			fit = entries[:s.room]
@@ -355,6 +365,9 @@ func (s fakeStore) Install(ctx context.Context, file string) (Generation, error)
 		return nil, fmt.Errorf("install %q: %w", file, err)
 	}
 	g := &fakeGeneration{disk: s.disk}
+	if err := sleep(ctx, s.installing, nil); err != nil {
+		return nil, err
+	}
 	var err error
 	if g.id, err = txlog.ParseDatasetID(id); err != nil {
 		return nil, err
@@ -388,12 +401,50 @@ func (g *fakeGeneration) Apply(entries []txlog.Entry) error {
 func (g *fakeGeneration) Activate() error {
 	return g.step("activate", func() error {
 		g.moveLocked(g.id, g.pos)
+		g.damaged = false
 		g.activations++
 		return nil
 	})
 }
 
 func (g *fakeGeneration) Discard() error { return nil }
+
+// fakeQuarantine is a disk's quarantine.
+type fakeQuarantine struct{ *disk }
+
+func (q fakeQuarantine) Reason() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.reason
+}
+
+func (q fakeQuarantine) Imposed() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.imposed
+}
+
+func (q fakeQuarantine) Impose(reason error) {
+	_ = q.step("impose", func() error {
+		if q.reason == nil {
+			q.reason = reason
+			close(q.imposed)
+		}
+		return nil
+	})
+}
+
+func (q fakeQuarantine) Tried(by Rung, err error) {
+	_ = q.step("tried", func() error {
+		if by == "" {
+			return nil // what it is asked here is always about the current copy
+		}
+		if q.tried = append(q.tried, fmt.Sprintf("%s %t", by, err == nil)); err == nil {
+			q.reason, q.imposed = nil, make(chan struct{})
+		}
+		return nil
+	})
+}
 
 // node is another member of the fleet.
 type node struct {
@@ -427,6 +478,7 @@ type world struct {
 	fetches  int
 	fetchErr func(o Offer, n int) error // of the n-th fetch
 	fetching time.Duration              // how long a fetch takes
+	salvages bool
 	disk     *disk
 	signed   *fakeHeads // nil: nothing is signed
 }
@@ -691,6 +743,19 @@ func (w *world) Fetch(ctx context.Context, o Offer, progress func(done, total in
 		}
 	}
 	return fmt.Sprintf("snapshot:%v:%v", o.Dataset, o.Pos), nil
+}
+
+func (w *world) Held(ctx context.Context) ([]Held, error) {
+	w.disk.mu.Lock()
+	defer w.disk.mu.Unlock()
+	return slices.Clone(w.disk.held), w.disk.broken["held"]
+}
+
+func (w *world) Salvage(ctx context.Context, o Offer) error {
+	if !w.salvages {
+		return errors.New("nothing to be salvaged")
+	}
+	return nil
 }
 
 // alarms collects what is logged at Error.

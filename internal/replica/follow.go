@@ -32,6 +32,7 @@ type outcome struct {
 	diverged bool            // and our own data is wrong
 	prepared Generation      // a rebuild's result; nil: follow again
 	source   Offer           // what it was made from
+	rung     Rung            // and how
 }
 
 // localError is an error of this node, which another upstream would not mend.
@@ -309,11 +310,13 @@ func (w *watch) check(now time.Time, own, best txlog.Pos) error {
 // append appends to the own log. An error is local or, if the entries do not
 // link, the upstream's.
 func (r *Replica) append(ctx context.Context, entries []txlog.Entry) error {
-	err := r.whenRoom(ctx, logging, func() error {
-		pos, err := r.c.Log.AppendEntries(entries)
-		if err != nil {
-			entries = after(entries, pos) // a prefix is there
+	refused := false // by the disk, which may have kept a prefix
+	err := r.persist(ctx, logging, obstacle, func() error {
+		_, err := r.c.Log.AppendEntries(entries)
+		if rest := after(entries, r.c.Log.Head()); err != nil && refused && len(rest) < len(entries) {
+			_, err = r.c.Log.AppendEntries(rest)
 		}
+		refused = true
 		return err
 	})
 	var diverged *txlog.DivergedError

@@ -19,5 +19,15 @@ func (r *Replica) stand(ctx context.Context, halt error, ready bool) {
 	r.board.update(func(s *Status) { s.Applied, s.State, s.Ready = pos, Quarantined, ready })
 	r.board.release()
 	r.log.Error("nothing is applied any more", "applied", pos.Seq, "ready", ready, "err", halt)
+	if ready {
+		select {
+		case <-r.c.Quarantine.Imposed():
+			reason := r.c.Quarantine.Reason()
+			r.board.fail(applying, reason)
+			r.board.update(func(s *Status) { s.Ready = false })
+			r.log.Error("nothing is served any more", "err", reason)
+		case <-ctx.Done():
+		}
+	}
 	<-ctx.Done()
 }

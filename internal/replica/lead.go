@@ -1,9 +1,11 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/qs-peer/qs-peer/txlog"
 )
@@ -14,18 +16,37 @@ func (r *Replica) lead(ctx context.Context) error {
 		return err
 	}
 	halt, halted := r.halt()
-	if halt() == nil {
+	if halt() == nil && r.c.Quarantine.Reason() == nil {
 		applying := start(ctx, r.leadOn)
 		defer applying.stop()
+		defer start(ctx, r.serveStuck).stop()
 		select {
 		case <-applying.ended():
-			return applying.err
+			if !errors.Is(applying.err, ErrDamaged) {
+				return applying.err
+			}
+			r.c.Quarantine.Impose(applying.err)
 		case <-halted:
-			applying.stop()
+		case <-r.c.Quarantine.Imposed():
+		}
+		applying.stop()
+	}
+	// Nobody but an operator mends a writer: what it wrote may be nowhere else.
+	_, pos := r.c.Store.Position()
+	reason := r.c.Quarantine.Reason()
+	r.stand(ctx, cmp.Or(reason, halt()), reason == nil && !pos.IsZero())
+	return nil
+}
+
+// serveStuck has a writer that was restarted serve what it has applied though it
+// can not apply the rest of its log for now: that holds all that it acknowledged.
+func (r *Replica) serveStuck(ctx context.Context) error {
+	for sleep(ctx, time.Second, nil) == nil {
+		_, pos := r.c.Store.Position()
+		if st := r.Status(); r.Stuck() != nil && !st.Ready && !pos.IsZero() {
+			r.board.update(func(s *Status) { s.Applied, s.Ready = pos, true })
 		}
 	}
-	_, pos := r.c.Store.Position()
-	r.stand(ctx, halt(), !pos.IsZero())
 	return nil
 }
 

@@ -29,29 +29,46 @@ type life struct {
 
 	prepared    Generation // catching up; nil: the store is
 	source      Offer      // what prepared, or the store if it was rebuilt, was made from
+	rung        Rung       // and how
 	progress    txlog.Pos  // what the target of applying holds
 	advanced    chan txlog.Pos
 	ready       bool
-	quarantined bool
+	quarantined bool // nothing of the store's copy may be served
+	diverged    bool // nor of the own log
 	rebuilding  bool
-	hadData     bool // at start
-	moved       time.Time
-	mended      time.Time
+	repaired    struct {
+		by    Rung
+		at    time.Time
+		again bool // soon after another repair
+	}
+	hadData bool // at start
+	moved   time.Time
+	mended  time.Time
 }
 
 func (r *Replica) live(ctx context.Context) error {
 	_, pos := r.c.Store.Position()
 	l := &life{Replica: r, hadData: !pos.IsZero(), moved: time.Now(), advanced: make(chan txlog.Pos)}
-	if err := l.reconcile(ctx); err != nil {
-		return err
-	}
 	defer l.end()
 	halt, halted := r.halt()
-	if halt() != nil {
-		return l.stand(ctx, halt())
+	reason := r.c.Quarantine.Reason()
+	if reason == nil { // otherwise the log may be all there is
+		if err := l.reconcile(ctx); err != nil {
+			return err
+		}
 	}
-	l.startApply(ctx)
-	l.startFollow(ctx)
+	switch {
+	case halt() != nil:
+		l.quarantined = reason != nil
+		return l.stand(ctx, halt())
+	case reason != nil:
+		if err := l.quarantine(ctx, reason); err != nil {
+			return err
+		}
+	default:
+		l.startApply(ctx)
+		l.startFollow(ctx)
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -62,6 +79,8 @@ func (r *Replica) live(ctx context.Context) error {
 			return nil
 		case <-halted:
 			return l.stand(ctx, halt())
+		case <-l.imposed():
+			err = l.quarantine(ctx, r.c.Quarantine.Reason())
 		case <-l.applying.ended():
 			err = l.applyEnded(ctx)
 		case <-l.working.ended():
@@ -117,7 +136,14 @@ func (l *life) reconcile(ctx context.Context) error {
 
 // reset begins the log anew. Nothing may follow or apply meanwhile.
 func (l *life) reset(ctx context.Context, id txlog.DatasetID, pos txlog.Pos) error {
-	err := l.whenRoom(ctx, logging, func() error { return l.c.Log.Reset(id, pos) })
+	err := l.persist(ctx, logging, obstacle, func() error {
+		err := l.c.Log.Reset(id, pos)
+		if obstacle(err) != "" {
+			l.ready = l.ready || l.whole() && !l.quarantined // as long as it takes
+			l.show()
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("begin the log anew at entry %d: %w", pos.Seq, err)
 	}
@@ -170,11 +196,11 @@ func (l *life) startFollow(ctx context.Context) {
 	})
 }
 
-func (l *life) startRebuild(ctx context.Context, diverged bool) {
+func (l *life) startRebuild(ctx context.Context) {
 	l.rebuilding = true
 	after := l.c.Log.Head()
 	l.working = start(ctx, func(ctx context.Context) (err error) {
-		l.out, err = l.rebuild(ctx, after, diverged)
+		l.out, err = l.rebuild(ctx, after, "")
 		return err
 	})
 }
@@ -215,9 +241,9 @@ func (l *life) workEnded(ctx context.Context) error {
 		l.startApply(ctx)
 		l.startFollow(ctx)
 	case out.prepared != nil:
-		return l.take(ctx, out.prepared, out.source)
+		return l.take(ctx, out)
 	case out.rebuild != nil:
-		l.needRebuild(ctx, out)
+		return l.needRebuild(ctx, out)
 	default:
 		return l.resume(ctx)
 	}
@@ -238,7 +264,7 @@ func (l *life) resume(ctx context.Context) error {
 }
 
 // needRebuild begins a rebuild; the old copy serves on unless it is wrong.
-func (l *life) needRebuild(ctx context.Context, out outcome) {
+func (l *life) needRebuild(ctx context.Context, out outcome) error {
 	if out.diverged && l.source.InfoHash != (chunker.InfoHash{}) {
 		l.offers.distrust(l.source)
 	}
@@ -250,32 +276,36 @@ func (l *life) needRebuild(ctx context.Context, out outcome) {
 		l.prepared = nil
 	}
 	if out.diverged {
-		l.stopApply()
-		l.quarantined, l.ready = true, false
 		l.metrics.diverged.Inc()
-		l.log.Error("this replica diverged: out of service until it is rebuilt", "applied", l.Status().Applied, "err", out.rebuild)
-	} else {
-		// An old copy that can not catch up is better than none.
-		l.ready = l.ready || l.hadData
-		l.log.Info("rebuilding from a snapshot", "reason", out.rebuild)
+		l.log.Error("this replica diverged", "applied", l.Status().Applied, "err", out.rebuild)
+		reason := &DivergenceError{out.rebuild}
+		l.c.Quarantine.Impose(reason)
+		return l.quarantine(ctx, reason)
 	}
+	// An old copy that can not catch up is better than none.
+	l.ready = l.ready || l.hadData
+	l.log.Info("rebuilding from a snapshot", "reason", out.rebuild)
 	l.board.fail(following, out.rebuild)
-	l.startRebuild(ctx, out.diverged)
+	l.startRebuild(ctx)
+	return nil
 }
 
-// take continues with a new generation: the log begins anew at its position.
-func (l *life) take(ctx context.Context, g Generation, from Offer) error {
-	l.prepared, l.source = g, from
+// take continues with a new generation: the log begins anew at its position, unless
+// it holds that.
+func (l *life) take(ctx context.Context, out outcome) error {
+	l.prepared, l.source, l.rung = out.prepared, out.source, out.rung
 	l.moved = time.Now() // from here on it is to catch up
 	l.stopApply()
-	id, pos := g.Position()
-	if err := l.reset(ctx, id, pos); err != nil {
-		return err
+	id, pos := l.prepared.Position()
+	if l.diverged || !holds(l.c.Log, pos) {
+		if err := l.reset(ctx, id, pos); err != nil {
+			return err
+		}
 	}
 	l.board.fail(following, nil)
 	l.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
 	if !l.ready {
-		if err := l.activate(); err != nil {
+		if err := l.activate(ctx); err != nil {
 			return err
 		}
 	}
@@ -286,13 +316,21 @@ func (l *life) take(ctx context.Context, g Generation, from Offer) error {
 
 // activate makes the prepared generation the one that is served. Nothing may be
 // applied meanwhile.
-func (l *life) activate() error {
+func (l *life) activate(ctx context.Context) error {
 	_, pos := l.prepared.Position()
-	if err := l.prepared.Activate(); err != nil {
+	if err := l.persist(ctx, applying, obstacle, l.prepared.Activate); err != nil {
 		return fmt.Errorf("switch to the new generation at entry %d: %w", pos.Seq, err)
 	}
 	l.prepared = nil
-	l.quarantined = false
+	if l.quarantined {
+		l.quarantined, l.diverged = false, false
+		l.repaired.again = l.repairedLately()
+		l.repaired.by, l.repaired.at = l.rung, time.Now()
+		l.c.Quarantine.Tried(l.rung, nil)
+		l.board.fail(applying, nil)
+	} else if l.c.Quarantine.Reason() != nil {
+		l.c.Quarantine.Tried("", nil) // damage of the old copy, that nobody here took notice of yet
+	}
 	l.log.Info("switched to a new generation", "seq", pos.Seq)
 	l.board.update(func(s *Status) { s.Applied = pos })
 	return nil
@@ -301,6 +339,9 @@ func (l *life) activate() error {
 // applyEnded decides whether a log that can not be read is begun anew.
 func (l *life) applyEnded(ctx context.Context) error {
 	err := l.applying.err
+	if errors.Is(err, ErrDamaged) && ctx.Err() == nil {
+		return l.damaged(ctx, err)
+	}
 	var unreadable logError
 	if ctx.Err() != nil || !errors.As(err, &unreadable) || errors.Is(err, txlog.ErrClosed) ||
 		!l.mended.IsZero() && time.Since(l.mended) < mendEvery {
@@ -332,13 +373,14 @@ func (l *life) judge(ctx context.Context) error {
 	caughtUp := l.link.caughtUp(l.progress.Seq) && !l.progress.IsZero()
 	if l.prepared != nil && caughtUp {
 		l.stopApply()
-		if err := l.activate(); err != nil {
+		if err := l.activate(ctx); err != nil {
 			return err
 		}
 		l.startApply(ctx)
 	}
 	if l.prepared == nil && !l.ready {
-		stale := l.whole() && l.progress == l.c.Log.Head() && (l.level() || time.Since(l.moved) > staleReady)
+		// It may have to wait for the disk to apply what its log holds.
+		stale := l.whole() && (l.progress == l.c.Log.Head() && l.level() || time.Since(l.moved) > staleReady)
 		l.ready = caughtUp || stale
 	}
 	return nil
@@ -380,7 +422,7 @@ func (l *life) show() {
 	var before State
 	l.board.update(func(s *Status) {
 		before = s.State
-		s.State, s.Ready = state, l.ready
+		s.State, s.Ready = state, l.ready && l.c.Quarantine.Reason() == nil
 	})
 	if before != state {
 		l.log.Info("state changed", "state", state, "before", before, "ready", l.ready)

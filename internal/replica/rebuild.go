@@ -15,6 +15,7 @@ const (
 	vanishedAfter = 5 * time.Second  // without a holder: a fetch is vain
 	retryFollow   = 30 * time.Second // without a snapshot: upstreams that failed are asked again
 	stalledAfter  = 2 * time.Minute  // without progress: a newer offer is taken
+	salvageTries  = 2                // of each snapshot
 )
 
 var (
@@ -22,13 +23,11 @@ var (
 	errStalled  = errors.New("the fetch makes no progress, and there is another snapshot")
 )
 
-// rebuild fetches the best snapshot beyond after (of any position, if the own
-// data diverged) and installs it. It retries until it succeeds or, if nothing is
-// offered, until the own log can be continued after all.
-func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (outcome, error) {
-	if diverged {
-		after = txlog.Pos{}
-	}
+// rebuild fetches the best snapshot beyond after and installs it. It retries until
+// it succeeds or, if nothing is offered, until the own log can be continued after
+// all, which does not help in quarantine: there the rung is where to begin.
+func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, from Rung) (outcome, error) {
+	tried := map[Claim]int{} // salvages
 	began := time.Now()
 	first := true
 	for ctx.Err() == nil {
@@ -37,7 +36,7 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 		all := r.offered(after)
 		r.offers.forget(all)
 		r.offers.rank(all)
-		if !diverged && !r.offers.hopeful(all, now) {
+		if from == "" && !r.offers.hopeful(all, now) {
 			// Perhaps an upstream reaches back after all.
 			ups, _ := r.mine()
 			r.survey(ups)
@@ -67,7 +66,17 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 		}
 		r.board.update(func(s *Status) { s.Done, s.Total = 0, o.Size })
 		r.poke()
+		by := Fetched
+		if from == Salvaged && tried[o.Claim()] < salvageTries {
+			tried[o.Claim()]++
+			if r.salvage(ctx, o) {
+				by = Salvaged
+			}
+		}
 		gen, err := r.obtain(ctx, o)
+		if from != "" && err != nil && ctx.Err() == nil {
+			r.c.Quarantine.Tried(by, err)
+		}
 		if err != nil {
 			r.board.update(func(s *Status) { s.Done, s.Total = 0, 0 })
 			r.poke()
@@ -75,7 +84,7 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 		switch {
 		case ctx.Err() != nil:
 			if err == nil {
-				return outcome{prepared: gen, source: o}, nil // its owner discards it
+				return outcome{prepared: gen, source: o, rung: by}, nil // its owner discards it
 			}
 		case errors.Is(err, ErrTooEarly):
 			r.metrics.fetches.WithLabelValues("early").Inc()
@@ -89,7 +98,7 @@ func (r *Replica) rebuild(ctx context.Context, after txlog.Pos, diverged bool) (
 		default:
 			r.metrics.fetches.WithLabelValues("ok").Inc()
 			r.board.fail(rebuilding, nil)
-			return outcome{prepared: gen, source: o}, nil
+			return outcome{prepared: gen, source: o, rung: by}, nil
 		}
 	}
 	return outcome{}, nil
@@ -102,15 +111,17 @@ func (r *Replica) obtain(ctx context.Context, o Offer) (Generation, error) {
 	if err != nil {
 		return nil, err
 	}
-	gen, err := r.c.Store.Install(ctx, file)
-	if err != nil {
-		return nil, fmt.Errorf("install: %w", err)
+	return r.install(ctx, file, o.Dataset, o.Pos)
+}
+
+// salvage makes the fetch of o cheaper, if that works.
+func (r *Replica) salvage(ctx context.Context, o Offer) bool {
+	err := r.c.Network.Salvage(ctx, o)
+	if err != nil && ctx.Err() == nil {
+		r.c.Quarantine.Tried(Salvaged, err)
+		r.log.Info("nothing to be salvaged of the copy in quarantine; fetching the whole snapshot", "seq", o.Pos.Seq, "reason", err)
 	}
-	if id, pos := gen.Position(); id != o.Dataset || pos != o.Pos {
-		err := fmt.Errorf("the snapshot is of dataset %v at %v instead of %v at %v", id, pos, o.Dataset, o.Pos)
-		return nil, errors.Join(err, gen.Discard())
-	}
-	return gen, nil
+	return err == nil
 }
 
 // fetch gets a snapshot's file, as long as that makes sense.

@@ -146,6 +146,11 @@ type Network interface {
 	// Fetch gets a snapshot and returns its file, complete and verified. One that
 	// is on this node's disk already is returned at once.
 	Fetch(ctx context.Context, o Offer, progress func(done, total int64)) (file string, err error)
+	// Held returns the snapshots on this node's disk, newest first.
+	Held(ctx context.Context) ([]Held, error)
+	// Salvage puts what the store holds of a snapshot, though it is in quarantine, in
+	// place for Fetch to continue with.
+	Salvage(ctx context.Context, o Offer) error
 }
 
 // Config is what a replica needs.
@@ -160,6 +165,9 @@ type Config struct {
 	// Heads, if not nil, says that the Network hands on only what a signed head
 	// covers. Then the head that a follower's Status tells is one that was signed.
 	Heads Heads
+	// Quarantine keeps why the store's copy is out of service. Default: nobody tells
+	// of damage, and divergence is forgotten at a restart.
+	Quarantine Quarantine
 	// OnChange, if not nil, is called after each change of Status worth telling,
 	// one call at a time: at once when State or Ready change, otherwise at most
 	// ten times a second. The last Status is always told.
@@ -179,6 +187,9 @@ func (c *Config) validate() error {
 		return errors.New("replica: a log and a store are required")
 	case (c.Fleet == nil) != (c.Network == nil):
 		return errors.New("replica: a follower needs both a fleet and a network, the writer neither")
+	}
+	if c.Quarantine == nil {
+		c.Quarantine = noQuarantine{}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -262,8 +273,11 @@ func (r *Replica) Run(ctx context.Context) error {
 // Status returns the present state.
 func (r *Replica) Status() Status { return r.board.get() }
 
+// Stuck returns why nothing can be applied for now (ErrStuck), nil if all is well.
+func (r *Replica) Stuck() error { return r.board.hindrance() }
+
 // WaitApplied returns once the store has applied seq, or with ctx's error, or
-// with ErrStopped.
+// with ErrStopped or ErrStuck.
 func (r *Replica) WaitApplied(ctx context.Context, seq uint64) error {
 	return r.board.wait(ctx, seq)
 }

@@ -41,7 +41,7 @@ func (w *world) boot() *sim {
 	w.disk.onCrash = cancel
 	w.disk.mu.Unlock()
 	c := Config{
-		Name: "self", Log: fakeLog{w.disk}, Store: fakeStore{w.disk}, Fleet: w, Network: w, Logger: slog.New(s.alarms),
+		Name: "self", Log: fakeLog{w.disk}, Store: fakeStore{w.disk}, Fleet: w, Network: w, Quarantine: fakeQuarantine{w.disk}, Logger: slog.New(s.alarms),
 		OnChange: func(st Status) { s.told = append(s.told, st) },
 	}
 	if w.signed != nil {
@@ -625,16 +625,6 @@ func TestScenarios(t *testing.T) {
 			s.until("the error shows", time.Minute, func(st Status) bool { return st.Err != "" && st.Applied.Seq < 1100 })
 			w.disk.set(func() { w.disk.room = 0 })
 			s.serving(1100, 2*diskMax)
-		}},
-		{"the disk fails", func(t *testing.T, w *world) {
-			w.holding(h, 0, 1000)
-			w.addWriter("m", h[:1100], 1)
-			w.disk.broken["append"] = txlog.ErrFailed
-			s := w.boot()
-			<-s.done
-			if s.err == nil {
-				t.Error("no error")
-			}
 		}},
 		{"the own log is unreadable", func(t *testing.T, w *world) {
 			w.holding(h, 0, 1000)

@@ -3,6 +3,7 @@ package replica
 import (
 	"container/heap"
 	"context"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -18,7 +19,8 @@ type board struct {
 	mu      sync.Mutex // guards what follows
 	status  Status
 	errs    [activities]string
-	changed bool // since the last telling
+	stuck   error // why nothing can be applied for now
+	changed bool  // since the last telling
 	urgent  bool
 	stopped chan struct{} // closed when nothing is applied any more
 	waiting waiters
@@ -72,6 +74,10 @@ func (b *board) updateLocked(change func(*Status)) {
 func (b *board) fail(a activity, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.failLocked(a, err)
+}
+
+func (b *board) failLocked(a activity, err error) {
 	b.errs[a] = ""
 	if err != nil {
 		b.errs[a] = err.Error()
@@ -84,6 +90,34 @@ func (b *board) fail(a activity, err error) {
 			}
 		}
 	})
+}
+
+// stick is fail for what waits for the disk. Nobody waits meanwhile for what is to
+// be applied: that may take days.
+func (b *board) stick(a activity, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failLocked(a, err)
+	if a != applying {
+		return
+	}
+	b.stuck = nil
+	if err == nil {
+		return
+	}
+	b.stuck = fmt.Errorf("%w: %w", ErrStuck, err)
+	for len(b.waiting) > 0 {
+		w := heap.Pop(&b.waiting).(*waiter)
+		w.err = b.stuck
+		close(w.done)
+	}
+}
+
+// hindrance returns why nothing can be applied for now, nil if all is well.
+func (b *board) hindrance() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.stuck
 }
 
 // tell reports changes until ctx ends, and then the last one.
@@ -170,12 +204,16 @@ func (b *board) wait(ctx context.Context, seq uint64) error {
 		b.mu.Unlock()
 		return nil
 	}
+	if err := b.stuck; err != nil {
+		b.mu.Unlock()
+		return err
+	}
 	w := &waiter{seq: seq, done: make(chan struct{})}
 	heap.Push(&b.waiting, w)
 	b.mu.Unlock()
 	select {
 	case <-w.done:
-		return nil
+		return w.err
 	case <-ctx.Done():
 		b.forget(w)
 		return ctx.Err()
@@ -197,7 +235,8 @@ func (b *board) forget(w *waiter) {
 type waiter struct {
 	seq   uint64
 	done  chan struct{}
-	index int // in the heap; -1 once popped
+	err   error // once done is closed
+	index int   // in the heap; -1 once popped
 }
 
 // waiters is a heap, the least seq first.

@@ -10,7 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
+	"syscall"
 
 	"github.com/qs-peer/qs-peer/chunker"
 	"github.com/qs-peer/qs-peer/lmdbstore"
@@ -83,14 +83,15 @@ func (r *Repo) adopt(ctx context.Context, m *Manifest, note []byte, t *chunker.T
 	return s, r.removeParts(m.Pos.Seq)
 }
 
-// removeParts deletes partial files up to a seq.
+// removeParts deletes partial files up to a seq, but not of snapshots that are to be
+// mended.
 func (r *Repo) removeParts(upTo uint64) error {
 	entries, err := r.o.FS.ReadDir(r.dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if _, seq, ext, ok := splitName(e.Name()); ok && ext == partExt && seq <= upTo {
+		if name, seq, ext, ok := splitName(e.Name()); ok && ext == partExt && seq <= upTo && !r.isBroken(name) {
 			if err := r.o.FS.Remove(filepath.Join(r.dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove a partial file: %w", err)
 			}
@@ -100,35 +101,35 @@ func (r *Repo) removeParts(upTo uint64) error {
 }
 
 // Verify reads a snapshot's file, on all cores, and compares its size and the
-// SHA-256 of every piece with those that the manifest binds.
+// SHA-256 of every piece with those that the manifest binds. What is wrong with the
+// file is an *AlteredError; other errors, as Scrub's, say nothing of it.
 func (s *Snapshot) Verify(ctx context.Context) error {
 	f, err := os.Open(s.Path)
 	if err != nil {
-		return missing(err)
+		return s.unopened(err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if err := s.Manifest.checkSize(info.Size()); err != nil {
-		return err
-	}
 	good, err := s.Torrent.Check(ctx, f, nil)
+	if errors.Is(err, syscall.EIO) {
+		return s.Scrub(ctx, nil) // which pieces can not be read
+	}
 	if err != nil {
 		return err
 	}
-	first := slices.Index(good, false)
-	if first < 0 {
-		return nil
-	}
-	bad := 0
-	for _, ok := range good {
+	var bad []int
+	for i, ok := range good {
 		if !ok {
-			bad++
+			bad = append(bad, i)
 		}
 	}
-	return fmt.Errorf("the file is altered: %d of %d pieces are bad, the first at offset %d", bad, len(good), int64(first)*s.Torrent.PieceLength())
+	if len(bad) > 0 || info.Size() != s.Manifest.Size {
+		return s.altered(info.Size(), bad, nil)
+	}
+	return nil
 }
 
 // VerifyStatement compares a file, of which every piece is known to be good, with
@@ -136,14 +137,10 @@ func (s *Snapshot) Verify(ctx context.Context) error {
 // the SHA-256 of the whole. It reads the file once, and never maps it. A
 // difference is lmdbstore.ErrUnexpected: whoever signed that erred or lied.
 func (s *Snapshot) VerifyStatement(ctx context.Context) error {
-	info, err := lmdbstore.Inspect(s.Path)
-	if err != nil {
+	if err := s.CheckInfo(); err != nil {
 		return missing(err)
 	}
 	want := s.Manifest.Expected()
-	if err := want.CheckInfo(info); err != nil {
-		return err
-	}
 	f, err := os.Open(s.Path)
 	if err != nil {
 		return missing(err)
@@ -162,6 +159,17 @@ func (s *Snapshot) VerifyStatement(ctx context.Context) error {
 		return fmt.Errorf("%w: its SHA-256 is %x, and is said to be %x", lmdbstore.ErrUnexpected, sum, want.SHA256)
 	}
 	return nil
+}
+
+// CheckInfo compares what the manifest says with what the file says of itself in its
+// first pages, without looking at the rest: lmdbstore.ErrUnexpected, unless those pages
+// can not be read.
+func (s *Snapshot) CheckInfo() error {
+	info, err := lmdbstore.Inspect(s.Path)
+	if err != nil {
+		return err
+	}
+	return s.Manifest.Expected().CheckInfo(info)
 }
 
 // hashStep is how many bytes are read between looks at the context.

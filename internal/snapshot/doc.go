@@ -11,16 +11,18 @@
 //
 //	NAME.part       the file while it is being fetched: kept, so that the fetch resumes
 //	NAME.mint       the file while it is being minted: removed at open
-//	NAME.*.damaged  a snapshot that does not hold together, set aside as evidence; of the newest two
+//	NAME.*.damaged  what is damaged of a snapshot, set aside as evidence (of the file some bad pieces,
+//	                NAME.piece-N.damaged); of the newest two
 //
 // # Crashes
 //
 // The file's content is on stable storage before it is called NAME.mdb, and
 // that name is before NAME.manifest exists; removing goes the other way. So a
-// manifest says that its snapshot is complete, and a NAME.mdb or NAME.torrent
-// without one is what a crash left of making or removing it: Open deletes it. A
-// manifest whose files are missing, do not agree with it or have another size
-// is damage: Open sets it aside, does not list it, and logs what to do.
+// NAME.mdb with a manifest is complete, and a NAME.mdb or NAME.torrent without one
+// is what a crash left of making or removing it: Open deletes it. A manifest whose
+// files are missing, do not agree with it or have another size is damage: the
+// snapshot is Broken, its file is NAME.part again, and the manifest beside it says
+// what is to be mended.
 //
 // Signatures are added later, too: NAME.manifest is then replaced at once.
 //

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -129,7 +130,8 @@ type mintFile struct {
 func (r *Repo) newMintFile(ctx context.Context, info lmdbstore.SnapshotInfo, progress func(done, total int64)) (*mintFile, error) {
 	w := &mintFile{ctx: ctx, repo: r, progress: progress, size: info.Size, path: filepath.Join(r.dir, Name(info.Pos)+mintExt)}
 	if free := durable.FreeSpace(r.dir); free < info.Size {
-		return nil, fmt.Errorf("%s has %d bytes free; the snapshot needs %d: free some space or remove old snapshots", r.dir, free, info.Size)
+		return nil, fmt.Errorf("%w: %s has %d bytes free; the snapshot needs %d: free some space or remove old snapshots",
+			syscall.ENOSPC, r.dir, free, info.Size)
 	}
 	if r.o.MintRate > 0 {
 		w.limit = rate.NewLimiter(rate.Limit(r.o.MintRate), mintBuffer)

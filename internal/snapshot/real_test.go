@@ -3,8 +3,11 @@ package snapshot
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -66,6 +69,75 @@ func TestRealStores(t *testing.T) {
 		if _, err := lmdbstore.CheckFile(t.Context(), s.Path); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestCompare compares a store that goes on with a snapshot of where it was, whose file
+// is verified as it is read.
+func TestCompare(t *testing.T) {
+	entries := realEntries(t, 1500)
+	log, err := txlog.Open(filepath.Join(t.TempDir(), "log"), txlog.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	if _, err := log.AppendEntries(entries); err != nil {
+		t.Fatal(err)
+	}
+	s := realStore(t)
+	apply(t, s, entries[:450])
+	r := open(t, t.TempDir(), Options{})
+	snap, err := r.Mint(t.Context(), s, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []int{450, 1100, 1500} {
+		if to > 450 {
+			apply(t, s, entries[s.State().Pos.Seq:to])
+		}
+		for _, rate := range []int64{0, 64 << 20} {
+			c, err := r.Compare(t.Context(), s, snap, log, NewScrubLimit(rate))
+			if err != nil || c.Err() != nil || c.Pairs+c.Since != snap.Manifest.Pairs || c.Pieces != snap.Torrent.Pieces() || (to == 450) != (c.Since == 0) {
+				t.Errorf("at %d: %+v, %v", to, c, err)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Compare(ctx, s, snap, log, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	// A bad piece of the file says nothing of the store.
+	sound, err := os.ReadFile(snap.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		data []byte
+	}{
+		{"altered", slices.Concat(sound[:5000], []byte("altered"), sound[5007:])},
+		{"cut short", sound[:len(sound)/2]},
+		{"gone", nil},
+	} {
+		err := os.Remove(snap.Path)
+		if err == nil && c.data != nil {
+			err = os.WriteFile(snap.Path, c.data, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var altered *AlteredError
+		if got, err := r.Compare(t.Context(), s, snap, log, nil); !errors.As(err, &altered) || errors.Is(err, lmdbstore.ErrDamaged) || got.Err() != nil || len(altered.Bad) == 0 {
+			t.Errorf("%s: %+v, %v", c.name, got, err)
+		}
+	}
+	if err := s.Damage(); err != nil {
+		t.Errorf("the store: %v", err)
+	}
+	r.Close()
+	if _, err := r.Compare(t.Context(), s, snap, log, nil); !errors.Is(err, ErrClosed) {
+		t.Errorf("closed: %v", err)
 	}
 }
 

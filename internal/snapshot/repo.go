@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -80,13 +81,14 @@ type Repo struct {
 
 	mu     sync.Mutex  // guards what follows, and the names of complete snapshots
 	held   []*Snapshot // newest first
+	broken []*Broken   // newest first
 	closed bool
 }
 
 // Open opens the directory, creating it if need be. It checks of each snapshot
 // that the three files are there, agree, and have the right size; reading every
-// byte is Verify's work. It removes what a crash left half-made, and sets
-// damaged snapshots aside.
+// byte is Verify's work. It removes what a crash left half-made. Of a snapshot that
+// is damaged it sets aside what is; the rest is Broken's.
 func Open(dir string, o Options) (*Repo, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
@@ -106,44 +108,50 @@ func Open(dir string, o Options) (*Repo, error) {
 		}
 		o.Logger.Info("removed an unfinished snapshot file", "file", file)
 	}
-	for _, d := range c.damaged {
-		for _, file := range d.Files {
-			path := filepath.Join(dir, file)
-			if err := o.FS.Rename(path, path+damagedExt); err != nil {
-				return nil, fmt.Errorf("set a damaged snapshot aside: %w", err)
-			}
-		}
-		o.Logger.Error("set a damaged snapshot aside; delete its files once you have looked at them, and check the disk",
-			"files", filepath.Join(dir, d.Name+".*"+damagedExt), "err", d)
-	}
-	if err := r.clearAside(c); err != nil {
-		return nil, fmt.Errorf("remove the files of a damaged snapshot: %w", err)
-	}
-	if len(c.leftovers)+len(c.damaged) > 0 {
+	if len(c.leftovers) > 0 {
 		if err := o.FS.SyncDir(dir); err != nil {
 			return nil, fmt.Errorf("sync snapshot directory: %w", err)
 		}
+	}
+	for _, d := range c.damaged {
+		b, err := r.dismantle(d)
+		if err != nil {
+			return nil, fmt.Errorf("set what is damaged of a snapshot aside: %w", err)
+		}
+		r.addBroken(b)
+		o.Logger.Warn("a snapshot is damaged", "evidence", r.evidence(d.Name), "err", d)
+	}
+	if err := r.clearAside(); err != nil {
+		return nil, err
 	}
 	r.metrics = newMetrics(o.Registerer, r)
 	return r, nil
 }
 
-// maxAside bounds what damaged snapshots take of the disk: as many, the newest,
-// are kept to be looked at.
+// maxAside bounds what damaged snapshots take of the disk: of as many, the newest,
+// what was set aside is kept to be looked at.
 const maxAside = 2
 
-// clearAside removes the files of damaged snapshots over maxAside.
-func (r *Repo) clearAside(c content) error {
-	names := slices.Clone(c.aside)
-	for _, d := range c.damaged {
-		names = append(names, d.Name)
+// clearAside removes what was set aside of older snapshots.
+func (r *Repo) clearAside() error {
+	entries, err := r.o.FS.ReadDir(r.dir)
+	if err != nil {
+		return fmt.Errorf("list snapshot directory: %w", err)
 	}
-	slices.Sort(names) // by seq
-	names = slices.Compact(names)
+	files := make(map[string][]string)
+	for _, e := range entries {
+		if name, _, ext, ok := splitName(e.Name()); ok && strings.HasSuffix(ext, damagedExt) {
+			files[name] = append(files[name], e.Name())
+		}
+	}
+	names := slices.Sorted(maps.Keys(files)) // by seq
 	for _, name := range names[:max(0, len(names)-maxAside)] {
-		r.o.Logger.Info("removing a damaged snapshot that was set aside", "snapshot", name)
-		if err := r.removeFiles(name, manifestExt+damagedExt, torrentExt+damagedExt, dataExt+damagedExt); err != nil {
-			return err
+		r.o.Logger.Info("removing what was set aside of a damaged snapshot", "snapshot", name)
+		for _, file := range files[name] {
+			err := durable.Remove(r.o.FS, filepath.Join(r.dir, file))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // the disk budget takes such files, too
+				return fmt.Errorf("remove what was set aside: %w", err)
+			}
 		}
 	}
 	return nil
@@ -183,7 +191,13 @@ func (r *Repo) Remove(pos txlog.Pos) error {
 		return ErrClosed
 	}
 	r.held = slices.DeleteFunc(r.held, func(s *Snapshot) bool { return s.Manifest.Pos == pos })
-	name := Name(pos)
+	return r.remove(Name(pos))
+}
+
+// remove deletes the files of a snapshot that is not held any more. The caller
+// holds mu.
+func (r *Repo) remove(name string) error {
+	r.mendedLocked(name)
 	// The manifest goes first, for good: one that outlives its files would look
 	// like damage after a crash.
 	if err := r.removeFiles(name, manifestExt, torrentExt, dataExt, partExt); err != nil {
@@ -248,6 +262,7 @@ func (r *Repo) publish(m *Manifest, note []byte, t *chunker.Torrent, temp string
 		}
 		return r.countersign(s, note)
 	}
+	note = r.withSignatures(name, m, note)
 	path := filepath.Join(r.dir, name+dataExt)
 	defer func() {
 		if err != nil {
@@ -263,10 +278,25 @@ func (r *Repo) publish(m *Manifest, note []byte, t *chunker.Torrent, temp string
 	if err := r.writeNote(name, note); err != nil {
 		return nil, err
 	}
+	r.mendedLocked(name)
 	s = &Snapshot{Manifest: *m, Torrent: t, Path: path, Note: note}
 	at, _ := slices.BinarySearchFunc(r.held, s, newestFirst)
 	r.held = slices.Insert(slices.Clone(r.held), at, s)
 	return s, nil
+}
+
+// withSignatures adds to a note those of a snapshot that was broken. The caller
+// holds mu.
+func (r *Repo) withSignatures(name string, m *Manifest, note []byte) []byte {
+	for _, b := range r.broken {
+		if b.Name != name || b.Manifest == nil || b.Manifest.InfoHash != m.InfoHash {
+			continue
+		}
+		if merged, err := mergeNotes(note, b.Note); err == nil {
+			return merged
+		}
+	}
+	return note
 }
 
 // unname takes a final name back, if it was given.

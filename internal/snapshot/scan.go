@@ -25,6 +25,10 @@ type DamagedError struct {
 	Name  string   // of the snapshot
 	Files []string // those that are there, the manifest last
 	Err   error    // the first thing found wrong
+
+	manifest *Manifest // nil if it can not be read; with note
+	note     []byte
+	torrent  *chunker.Torrent // nil if it can not be read or is not the manifest's
 }
 
 func (e *DamagedError) Error() string { return fmt.Sprintf("%s is damaged: %v", e.Name, e.Err) }
@@ -42,7 +46,6 @@ func Find(dir string) (sound []*Snapshot, damaged []*DamagedError, err error) {
 type content struct {
 	sound     []*Snapshot // newest first
 	damaged   []*DamagedError
-	aside     []string // names of snapshots that were set aside before, oldest first
 	leftovers []string // files that a crash left half-made
 }
 
@@ -64,11 +67,7 @@ func scan(fsys durable.FS, dir string) (content, error) {
 		d := &DamagedError{Name: name}
 		for _, file := range files {
 			switch ext := strings.TrimPrefix(file, name); {
-			case ext == partExt:
-			case strings.HasSuffix(ext, damagedExt):
-				if !slices.Contains(c.aside, name) {
-					c.aside = append(c.aside, name)
-				}
+			case ext == partExt, strings.HasSuffix(ext, damagedExt):
 			case complete && (ext == dataExt || ext == torrentExt):
 				d.Files = append(d.Files, file)
 			case ext == manifestExt:
@@ -85,6 +84,9 @@ func scan(fsys durable.FS, dir string) (content, error) {
 		s, err := load(fsys, dir, name)
 		if err != nil {
 			d.Err = err
+			if s.Note != nil {
+				d.manifest, d.note, d.torrent = &s.Manifest, s.Note, s.Torrent
+			}
 			c.damaged = append(c.damaged, d)
 			continue
 		}
@@ -95,34 +97,37 @@ func scan(fsys durable.FS, dir string) (content, error) {
 }
 
 // load reads the small files of a snapshot and compares them with each other
-// and with the size of the large one.
+// and with the size of the large one. With an error it returns what it read so far
+// that is sound.
 func load(fsys durable.FS, dir, name string) (*Snapshot, error) {
+	s := &Snapshot{Path: filepath.Join(dir, name+dataExt)}
 	note, err := readFile(fsys, filepath.Join(dir, name+manifestExt), signing.MaxNote)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	m, err := ParseNote(note)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	if Name(m.Pos) != name {
-		return nil, fmt.Errorf("its manifest is of %s", Name(m.Pos))
+		return s, fmt.Errorf("its manifest is of %s", Name(m.Pos))
 	}
+	s.Manifest, s.Note = *m, note
 	metainfo, err := readFile(fsys, filepath.Join(dir, name+torrentExt), maxMetainfo)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	t, err := chunker.Parse(metainfo)
 	if err != nil {
-		return nil, fmt.Errorf("read torrent: %w", err)
+		return s, fmt.Errorf("read torrent: %w", err)
 	}
 	if err := m.Matches(t); err != nil {
-		return nil, err
+		return s, err
 	}
-	s := &Snapshot{Manifest: *m, Torrent: t, Path: filepath.Join(dir, name+dataExt), Note: note}
+	s.Torrent = t
 	info, err := fsys.Stat(s.Path)
 	if err != nil {
-		return nil, missing(err)
+		return s, missing(err)
 	}
 	return s, m.checkSize(info.Size())
 }

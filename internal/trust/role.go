@@ -33,12 +33,13 @@ const (
 	VerbRead     Verb = "read"     // keys and values
 	VerbWrite    Verb = "write"    // keys and values
 	VerbSnapshot Verb = "snapshot" // have a snapshot minted and published now
+	VerbScrub    Verb = "scrub"    // have everything that a node holds read and verified now
 	VerbStatus   Verb = "status"   // status, health, metrics, the list of snapshots
 )
 
 // Verbs returns every verb.
 func Verbs() []Verb {
-	return []Verb{VerbGossip, VerbFetch, VerbRead, VerbWrite, VerbSnapshot, VerbStatus}
+	return []Verb{VerbGossip, VerbFetch, VerbRead, VerbWrite, VerbSnapshot, VerbScrub, VerbStatus}
 }
 
 // rights is the one table of who may do what; docs/security.md shows it.
@@ -47,7 +48,7 @@ var rights = map[Role][]Verb{
 	RoleManager:     {VerbGossip, VerbFetch, VerbRead, VerbWrite, VerbSnapshot, VerbStatus},
 	RoleClientRead:  {VerbRead, VerbStatus},
 	RoleClientWrite: {VerbRead, VerbWrite, VerbStatus},
-	RoleOperator:    {VerbSnapshot, VerbStatus},
+	RoleOperator:    {VerbSnapshot, VerbScrub, VerbStatus},
 }
 
 // May reports whether r may do v.

@@ -22,6 +22,8 @@ const (
 	FullMesh = 12
 	// Degree is how many neighbours each of more nodes looks for. It is even.
 	Degree = 8
+	// FirstRing is how many of those, the first in a node's order, are enough to connect all.
+	FirstRing = 2
 )
 
 // ID is a node's BitTorrent peer id, of which the last 8 bytes are taken for a

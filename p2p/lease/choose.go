@@ -17,6 +17,9 @@ const (
 	// stuckAfter is how long nothing may come from the colo while it has what is
 	// missing.
 	stuckAfter = 4 * time.Second
+	// mendAfter is both for a worker that had most pieces from the beginning: it mends a
+	// file, for which a piece that comes twice is dearer than one that comes late.
+	mendAfter = 10 * time.Second
 	// yieldFor is how long nothing may come from cheaper sources before the colo that is next
 	// in rank asks a dearer one for a piece that another colo was to bring in, and the one
 	// after it waits as long again, up to yieldMost times.
@@ -213,6 +216,10 @@ func (p *Plan) takeover(s *source, now time.Duration) (int, bool) {
 
 // hedge chooses a piece that the colo has but does not deliver.
 func (p *Plan) hedge(s *source, now time.Duration) (int, bool) {
+	lateAfter, stuckAfter := lateAfter, stuckAfter
+	if p.mends() {
+		lateAfter, stuckAfter = mendAfter, mendAfter
+	}
 	late := p.arrivals.left(p.missing, now) > lateAfter
 	few := late && p.missing <= tailLeast
 	tail := late && p.missing <= len(p.pieces)/tailFraction

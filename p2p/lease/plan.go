@@ -47,6 +47,7 @@ type Plan struct {
 
 	pieces  []piece
 	missing int
+	held    int // had from the beginning
 	table   table
 	sources []*source
 
@@ -107,7 +108,23 @@ func NewPlan(worker, colo string, infoHash [20]byte, pieces int) *Plan {
 // Missing returns how many pieces this worker lacks.
 func (p *Plan) Missing() int { return p.missing }
 
-// Have says that this worker has a piece, from wherever it came.
+// Held says that this worker had a piece from the beginning.
+func (p *Plan) Held(i int) {
+	pc := &p.pieces[i]
+	if pc.have {
+		return
+	}
+	open := pc.open()
+	pc.have = true
+	p.recount(pc, open)
+	p.missing--
+	p.held++
+}
+
+// mends says whether the file was mostly there.
+func (p *Plan) mends() bool { return 2*p.held > len(p.pieces) }
+
+// Have says that this worker has a piece now, from wherever it came.
 func (p *Plan) Have(i int, now time.Duration) {
 	p.tick(now)
 	pc := &p.pieces[i]

@@ -180,6 +180,27 @@ func TestHedge(t *testing.T) {
 	}
 }
 
+// TestHedgeOfAMend: who had most pieces from the beginning waits longer for the rest.
+func TestHedgeOfAMend(t *testing.T) {
+	p := NewPlan("w0", "c", [20]byte{1}, 100)
+	for i := range 97 {
+		p.Held(i)
+	}
+	p.SetFetchers(names("w", 1), nil)
+	p.SetSources([]Source{manager})
+	for i := 97; i < 100; i++ {
+		p.Seen(i, 3, 0)
+	}
+	for _, now := range []time.Duration{0, lateAfter, 2 * stuckAfter, mendAfter - 1} {
+		if i, why, ok := p.Next("m0", now); ok {
+			t.Errorf("piece %d was asked for after %v: %v", i, now, why)
+		}
+	}
+	if _, why, ok := p.Next("m0", mendAfter); !ok || why != Hedge {
+		t.Errorf("%v: not hedged at all", mendAfter)
+	}
+}
+
 // TestLame: a worker whose link is slow leaves its leases to the others, as long as
 // they bring something in.
 func TestLame(t *testing.T) {

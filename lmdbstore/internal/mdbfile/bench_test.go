@@ -229,7 +229,7 @@ func BenchmarkAppend(b *testing.B) {
 func BenchmarkCheck(b *testing.B) {
 	benchSources(b, func(b *testing.B, f *os.File, size int64) {
 		for b.Loop() {
-			rep, err := Check(context.Background(), f, size)
+			rep, err := Check(context.Background(), f, size, nil)
 			must(b, err)
 			if rep.DBs["kv"].Entries != benchPairs {
 				b.Fatal(fmt.Sprint(rep))

@@ -17,13 +17,13 @@ type Report struct {
 	DBs       map[string]Stat
 }
 
-// Check verifies the structure of the newest snapshot in a file of size bytes
-// that nobody writes to: both meta pages, every page in use exactly once or in
-// the free list, every node in bounds, keys in order within and across pages
-// and consistent with the branch pages above, and all counts as recorded. It
-// reads every page except the insides of overflow runs. Values are opaque to
-// it. Damage is an error that wraps ErrDamaged.
-func Check(ctx context.Context, r io.ReaderAt, size int64) (Report, error) {
+// Visit is called with each pair of each database, in order, databases first by
+// name. Key and value are valid during the call only.
+type Visit func(db string, key, value []byte) error
+
+// Check verifies the newest snapshot in a file of size bytes that nobody writes
+// to: both meta pages, and what File.Check does.
+func Check(ctx context.Context, r io.ReaderAt, size int64, visit Visit) (Report, error) {
 	metas, err := readMetas(r, size)
 	if err != nil {
 		return Report{}, err
@@ -36,11 +36,22 @@ func Check(ctx context.Context, r io.ReaderAt, size int64) (Report, error) {
 	if err := checkMetas(&metas, current); err != nil {
 		return Report{}, err
 	}
-	c := &checker{ctx: ctx, f: f, used: newPageSet(min(f.pages, f.meta.lastPage+1))}
+	rep, err := f.Check(ctx, visit)
+	rep.Tail = max(0, size-int64(min(f.pages, f.meta.lastPage+1))*int64(f.pageSize))
+	return rep, err
+}
+
+// Check verifies the structure: every page in use exactly once or in the free
+// list, every node in bounds, keys in order within and across pages and
+// consistent with the branch pages above, and all counts as recorded. It reads
+// every page except the insides of overflow runs, and those too if visit, which
+// may be nil, is to see the values. Damage is an error that wraps ErrDamaged; what
+// visit returns is passed on.
+func (f *File) Check(ctx context.Context, visit Visit) (Report, error) {
+	c := &checker{ctx: ctx, f: f, visit: visit, used: newPageSet(min(f.pages, f.meta.lastPage+1))}
 	rep := Report{
 		Txnid: f.meta.txnid,
 		Pages: f.meta.lastPage + 1,
-		Tail:  max(0, size-int64(min(f.pages, f.meta.lastPage+1))*int64(f.pageSize)),
 		DBs:   make(map[string]Stat),
 	}
 	c.used.addRange(0, metaPages)
@@ -90,6 +101,8 @@ func checkMetas(metas *[metaPages]meta, current int) error {
 type checker struct {
 	ctx    context.Context
 	f      *File
+	visit  Visit               // nil: the values are not read
+	big    []byte              // the latest value from overflow pages, after its page header
 	used   pageSet             // of the pages in the file
 	beyond map[uint64]struct{} // free pages past its end, which LMDB need not write
 	free   uint64
@@ -114,7 +127,7 @@ func (c *checker) checkMain(stats map[string]Stat) error {
 			if l.flags == nodeSub {
 				return fmt.Errorf("key %q holds a database: %w", l.key, ErrDamaged)
 			}
-			return nil
+			return c.visitPair(name, l)
 		})
 		if err != nil {
 			return fmt.Errorf("database %q: %w", name, err)
@@ -122,6 +135,18 @@ func (c *checker) checkMain(stats map[string]Stat) error {
 		stats[name] = records[i].Stat
 	}
 	return nil
+}
+
+// visitPair hands a pair on.
+func (c *checker) visitPair(db string, l leaf) error {
+	if c.visit == nil {
+		return nil
+	}
+	value := l.data
+	if l.flags == nodeBig {
+		value = c.big[headerSize:] // which overflow has read
+	}
+	return c.visit(db, l.key, value)
 }
 
 // checkFreeList checks the free-list database and marks its pages.
@@ -363,13 +388,19 @@ func (t *treeCheck) leaf(b []byte, node childNode, high []byte) error {
 	return nil
 }
 
-// overflow checks the header of an overflow run and marks its pages.
-func (t *treeCheck) overflow(pgno uint64, valueLen int) error {
-	var header [headerSize]byte
-	if err := t.f.readPages(header[:], pgno); err != nil {
+// overflow checks the header of an overflow run and marks its pages. If the values
+// are to be seen it reads the whole run, for visitPair, too.
+func (t *treeCheck) overflow(pgno uint64, valueLen int) (err error) {
+	header := make([]byte, headerSize)
+	if t.checker.visit == nil {
+		err = t.f.readPages(header, pgno)
+	} else if t.big, err = t.f.readOverflow(t.big, pgno, valueLen); err == nil {
+		header = t.big[:headerSize]
+	}
+	if err != nil {
 		return err
 	}
-	run, err := t.f.overflowRun(header[:], pgno, valueLen)
+	run, err := t.f.overflowRun(header, pgno, valueLen)
 	if err != nil {
 		return err
 	}

@@ -35,7 +35,7 @@ func damageSample(t testing.TB) ([]byte, content) {
 func examine(t testing.TB, file []byte, size int64, names []string) (Report, content, error) {
 	t.Helper()
 	r := bytes.NewReader(file)
-	rep, err := Check(context.Background(), r, size)
+	rep, err := Check(context.Background(), r, size, nil)
 	got, readErr := func() (content, error) {
 		f, err := Open(r, size)
 		if err != nil {
@@ -236,7 +236,7 @@ func TestDamage(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := tc.damage(bytes.Clone(file))
-			_, err := Check(context.Background(), bytes.NewReader(f), int64(len(f)))
+			_, err := Check(context.Background(), bytes.NewReader(f), int64(len(f)), nil)
 			if err == nil || !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), tc.says) {
 				t.Fatalf("Check: %v\nwant it to say: %s", err, tc.says)
 			}
@@ -252,7 +252,7 @@ func TestDamage(t *testing.T) {
 	})
 	t.Run("shorter than it was said to be", func(t *testing.T) {
 		examine(t, file[:len(file)/2], int64(len(file)), c.names())
-		if _, err := Check(context.Background(), bytes.NewReader(file[:len(file)/2]), int64(len(file))); !errors.Is(err, ErrDamaged) {
+		if _, err := Check(context.Background(), bytes.NewReader(file[:len(file)/2]), int64(len(file)), nil); !errors.Is(err, ErrDamaged) {
 			t.Fatal(err)
 		}
 	})
@@ -296,7 +296,7 @@ func TestFreeListDamage(t *testing.T) {
 			saved := bytes.Clone(file)
 			defer copy(file, saved)
 			damage()
-			if _, err := Check(context.Background(), bytes.NewReader(file), int64(len(file))); !errors.Is(err, ErrDamaged) {
+			if _, err := Check(context.Background(), bytes.NewReader(file), int64(len(file)), nil); !errors.Is(err, ErrDamaged) {
 				t.Fatal(err)
 			}
 		})

@@ -121,8 +121,14 @@ func readMetasOnce(r io.ReaderAt, size int64) (metas [metaPages]meta, err error)
 // readFull reads len(b) bytes that are known to be in the file, from page pgno.
 func readFull(r io.ReaderAt, b []byte, at int64, pgno uint64) error {
 	n, err := r.ReadAt(b, at)
+	return whole(n, len(b), err, pgno)
+}
+
+// whole makes an error of a read of want bytes of page pgno that returned n and err,
+// unless it returned all.
+func whole(n, want int, err error, pgno uint64) error {
 	switch {
-	case n == len(b):
+	case n == want:
 		return nil
 	case err == io.EOF:
 		return damaged(pgno, "cut off: the file got shorter while it was read")
@@ -133,6 +139,9 @@ func readFull(r io.ReaderAt, b []byte, at int64, pgno uint64) error {
 
 // Txnid returns the id of the transaction that committed this snapshot.
 func (f *File) Txnid() uint64 { return f.meta.txnid }
+
+// Size returns the bytes up to the end of the last page in use.
+func (f *File) Size() int64 { return int64(f.meta.lastPage+1) * int64(f.pageSize) }
 
 // Whole reports whether the file holds every page up to the last one in use. A
 // sound file may lack some at its end: LMDB never writes pages that one

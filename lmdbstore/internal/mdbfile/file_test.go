@@ -219,7 +219,7 @@ func TestCheckIsCancelled(t *testing.T) {
 	file := build(t, content{"kv": sequential(1000, 8, 100)})
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if _, err := Check(ctx, bytes.NewReader(file), int64(len(file))); !errors.Is(err, context.Canceled) {
+	if _, err := Check(ctx, bytes.NewReader(file), int64(len(file)), nil); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 }
@@ -249,7 +249,7 @@ func TestReadErrors(t *testing.T) {
 		if err == nil {
 			_, err = readFile(f, c.names())
 		}
-		_, checkErr := Check(context.Background(), r, r.Size())
+		_, checkErr := Check(context.Background(), r, r.Size(), nil)
 		// The insides of overflow runs are not read by Check.
 		inside := le.Uint16(file[page*pageSize+10:]) == uint16('v')<<8|uint16('v') || checkErr == nil
 		for _, err := range []error{err, checkErr} {

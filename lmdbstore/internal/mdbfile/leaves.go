@@ -17,9 +17,25 @@ const (
 
 // leafReader reads the leaf pages below a branch page, many at once.
 type leafReader struct {
-	f    *File
-	buf  []byte
-	runs []leafRun
+	f     *File
+	buf   []byte
+	runs  []leafRun
+	batch []Read
+}
+
+// Read is one read of a batch: what it wants, and what ReadAt would have returned.
+type Read struct {
+	Buf []byte
+	Off int64
+	N   int
+	Err error
+}
+
+// BatchReader is what the io.ReaderAt of a file may be, too.
+type BatchReader interface {
+	// ReadBatch does all reads at once. It returns false, and did nothing, if that
+	// is not to be had.
+	ReadBatch(reads []Read) bool
 }
 
 // leafRun is some leaf pages that are neighbours in key order and in the file.
@@ -63,10 +79,37 @@ func (l *leafReader) read(n int, pgno func(int) (uint64, error)) error {
 		at := i * l.f.pageSize
 		l.runs = append(l.runs, leafRun{p, l.buf[at : at+l.f.pageSize]})
 	}
+	if batch, ok := l.f.r.(BatchReader); ok {
+		if done, err := l.readBatch(batch); done {
+			return err
+		}
+	}
 	if len(l.runs) == 1 {
 		return l.f.readPages(l.runs[0].buf, l.runs[0].pgno)
 	}
 	return l.readRuns()
+}
+
+// readBatch reads the runs in one batch, if r does that.
+func (l *leafReader) readBatch(r BatchReader) (done bool, err error) {
+	l.batch = l.batch[:0]
+	size := uint64(l.f.pageSize)
+	for _, run := range l.runs {
+		if err := l.f.inFile(run.pgno, uint64(len(run.buf))/size); err != nil {
+			return true, err
+		}
+		l.batch = append(l.batch, Read{Buf: run.buf, Off: int64(run.pgno * size)})
+	}
+	if !r.ReadBatch(l.batch) {
+		return false, nil
+	}
+	for i := range l.batch {
+		b := &l.batch[i]
+		if err := whole(b.N, len(b.Buf), b.Err, l.runs[i].pgno); err != nil {
+			return true, err
+		}
+	}
+	return true, nil
 }
 
 // readRuns reads the runs concurrently and waits for all of them.

@@ -233,7 +233,7 @@ func (e *lmdbEnv) file(t testing.TB) []byte {
 // checkFile runs Check on a file and compares its report with LMDB's counts.
 func checkFile(t testing.TB, file []byte) Report {
 	t.Helper()
-	rep, err := Check(context.Background(), bytes.NewReader(file), int64(len(file)))
+	rep, err := Check(context.Background(), bytes.NewReader(file), int64(len(file)), nil)
 	must(t, err)
 	return rep
 }

@@ -61,6 +61,10 @@ type Member struct {
 
 	Version string `json:"version"`
 	Error   string `json:"error"` // what last went wrong; known only of the node that was asked
+	// PublishStopped is why the manager that was asked publishes nothing, and PartsAt the
+	// first entry after which the node differs from the one that was asked; 0: none is known.
+	PublishStopped string `json:"publish_stopped"`
+	PartsAt        uint64 `json:"parts_at"`
 }
 
 // Status is the fleet as one node sees it.

@@ -1,6 +1,6 @@
 // Package verify checks a data directory that no node runs on: the log's chain,
-// the store's structure, the snapshots' bytes, and that they agree with each
-// other. It changes nothing.
+// the store's structure, the snapshots' bytes, the signed heads, and that they agree
+// with each other. It changes nothing.
 package verify
 
 import (
@@ -12,10 +12,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/qs-peer/qs-peer/gossip"
+	"github.com/qs-peer/qs-peer/internal/heads"
 	"github.com/qs-peer/qs-peer/internal/signing"
 	"github.com/qs-peer/qs-peer/internal/snapshot"
 	"github.com/qs-peer/qs-peer/lmdbstore"
@@ -32,7 +34,7 @@ var (
 
 // Finding is something that is not as it should be.
 type Finding struct {
-	Part    string `json:"part"` // node, log, store or snapshot
+	Part    string `json:"part"` // node, log, store, snapshot, heads or fork
 	File    string `json:"file,omitempty"`
 	Offset  *int64 `json:"offset,omitempty"` // in File, bytes
 	Problem string `json:"problem"`
@@ -60,6 +62,7 @@ type Report struct {
 	Log       *Log       `json:"log"`   // null: there is none
 	Store     *Store     `json:"store"` // null: there is none
 	Snapshots []Snapshot `json:"snapshots"`
+	Heads     *Heads     `json:"heads"` // null: there are none
 	Findings  []Finding  `json:"findings"`
 }
 
@@ -97,10 +100,19 @@ type Snapshot struct {
 	SignedBy []string `json:"signed_by,omitempty"`
 }
 
+// Heads are the signed heads that are kept.
+type Heads struct {
+	Count  int    `json:"count"`
+	Newest uint64 `json:"newest_seq"`
+	Signed string `json:"signed"` // when, by the writer's clock
+	// Strange are those by none of the trusted keys, which are not among Count.
+	Strange int `json:"strange,omitempty"`
+}
+
 // Options say what else is to be checked, and who is told.
 type Options struct {
 	// Trusted are the keys of which Need, of different names, have to have signed each
-	// snapshot's manifest. nil: signatures are not looked at.
+	// snapshot's manifest, and one each signed head. nil: signatures are not looked at.
 	Trusted *signing.Trusted
 	Need    int
 	// Step, if not nil, is told what comes next.
@@ -114,6 +126,7 @@ type identity struct {
 	Name    string
 	Writer  bool
 	Dataset string
+	Sum     string
 }
 
 // check is a verification in progress.
@@ -165,7 +178,7 @@ func Dir(ctx context.Context, dir string, o Options) (*Report, error) {
 	for _, part := range []struct {
 		what string
 		run  func(context.Context) error
-	}{{"the store", c.checkStore}, {"the snapshots", c.checkSnapshots}, {"the log", c.checkLog}} {
+	}{{"the store", c.checkStore}, {"the snapshots", c.checkSnapshots}, {"the signed heads", c.checkHeads}, {"the log", c.checkLog}} {
 		if o.Step != nil {
 			o.Step(part.what)
 		}
@@ -299,6 +312,34 @@ func (c *check) sameDataset(part, file string, id txlog.DatasetID) {
 	}
 }
 
+// checkHeads verifies what is kept of the log's signed heads, and looks for evidence of
+// forks.
+func (c *check) checkHeads(context.Context) error {
+	r, err := heads.Audit(filepath.Join(c.dir, "heads"), c.o.Trusted)
+	if err != nil {
+		c.find("heads", "heads", err)
+		return nil
+	}
+	for _, err := range r.Damaged {
+		c.find("heads", "heads", err)
+	}
+	if n := len(r.Heads); n+r.Strange > 0 {
+		c.report.Heads = &Heads{Count: n, Newest: r.Newest.Pos.Seq, Signed: r.Newest.Time.Format(time.RFC3339Nano), Strange: r.Strange}
+	}
+	for _, h := range r.Heads {
+		c.sameDataset("heads", "heads", h.Dataset)
+		c.claims = append(c.claims, claim{"heads", "heads", h.Pos})
+	}
+	forks, err := heads.Forks(filepath.Join(c.dir, "evidence"))
+	if err != nil {
+		c.find("fork", "evidence", err)
+	}
+	for _, f := range forks {
+		c.find("fork", filepath.Join("evidence", filepath.Base(f.Path)), f)
+	}
+	return nil
+}
+
 // checkLog verifies the log, and what the other parts say of where they stand.
 func (c *check) checkLog(context.Context) error {
 	if !c.holds("log") {
@@ -327,6 +368,7 @@ func (c *check) checkLog(context.Context) error {
 	note(r.Base)
 	for _, cl := range c.claims {
 		switch hash := chain[cl.pos.Seq]; {
+		case cl.pos.Seq > r.Head.Seq && cl.part == "heads" && !c.id.Writer: // entries that are still to come
 		case cl.pos.Seq > r.Head.Seq:
 			c.find(cl.part, cl.file, fmt.Errorf("it is at entry %d, and the log ends at entry %d: entries are missing", cl.pos.Seq, r.Head.Seq))
 		case cl.pos.Seq < r.Base.Seq && cl.part == "store":

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package durable
+
+// Uncache does nothing here.
+func Uncache(File) {}
