@@ -27,8 +27,14 @@ import (
 const (
 	// extraMemory is what any abuse may cost a node at its peak, in bytes.
 	extraMemory = 64 << 20
-	// unharmed is the longest that a request of somebody else may take meanwhile.
-	unharmed = 5 * time.Second
+	// attackTime is how long each attack lasts at least, and minAsked how many requests
+	// of others it lasts at least.
+	attackTime = 4 * time.Second
+	minAsked   = 2
+	// unharmed is the longest that such a request may take: what clients commonly wait.
+	// The attackers compute on the same cores, and so do tests that run beside this one;
+	// what it takes without them is logged.
+	unharmed = 20 * time.Second
 )
 
 // attack is something that somebody does to a listener for as long as ctx lives.
@@ -183,7 +189,7 @@ func TestAbuse(t *testing.T) {
 	for _, a := range attacks {
 		t.Run(a.what, func(t *testing.T) {
 			before := anonymous(t, m)
-			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), minAsked*2*unharmed)
 			defer cancel()
 			// As if from another machine: a host that has most of what there is gives way first.
 			from := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
@@ -216,11 +222,13 @@ func TestAbuse(t *testing.T) {
 			var slowest time.Duration
 			asked := 0
 			others.Go(func() {
-				for i := 0; ctx.Err() == nil; i++ {
+				defer cancel()
+				attacked := time.Now()
+				for asked < minAsked || time.Since(attacked) < attackTime {
 					began := time.Now()
 					// A new connection for each: to the node that is under attack, and to one that depends on it.
 					err := errors.Join(
-						request(good, http.MethodPut, "https://"+m.Addrs.HTTP+"/v1/kv/good", strconv.Itoa(i)),
+						request(good, http.MethodPut, "https://"+m.Addrs.HTTP+"/v1/kv/good", strconv.Itoa(asked)),
 						request(good, http.MethodGet, "https://"+w.Addrs.HTTP+"/v1/kv/key-000001", ""))
 					if err != nil {
 						t.Errorf("somebody else's request: %v", err)
@@ -245,8 +253,8 @@ func TestAbuse(t *testing.T) {
 			if peak-before > extraMemory {
 				t.Errorf("the node took %d MiB more; at most %d MiB are allowed", (peak-before)>>20, int64(extraMemory)>>20)
 			}
-			if asked == 0 || slowest > unharmed {
-				t.Errorf("%d requests of others, the slowest took %v", asked, slowest)
+			if slowest > unharmed {
+				t.Errorf("of %d requests of others, the slowest took %v", asked, slowest)
 			}
 		})
 	}
