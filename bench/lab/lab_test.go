@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -200,5 +201,33 @@ func TestManyHosts(t *testing.T) {
 		conn, err := hosts[i-1].Dial(t.Context(), "tcp", ln.Addr().String())
 		check(t, err)
 		check(t, errors.Join(conn.Close(), ln.Close()))
+	}
+}
+
+// Both ends of a connection send by the lab's algorithm, whatever the machine's is.
+func TestCongestion(t *testing.T) {
+	n := newNetwork(t)
+	from, to := addHost(t, n, "", Link{}), addHost(t, n, "", Link{})
+	ln, err := to.Listen(t.Context(), "tcp", net.JoinHostPort(to.Addr().String(), "0"))
+	check(t, err)
+	defer ln.Close()
+	dialled, err := from.Dial(t.Context(), "tcp", ln.Addr().String())
+	check(t, err)
+	defer dialled.Close()
+	accepted, err := ln.Accept()
+	check(t, err)
+	defer accepted.Close()
+	for _, conn := range []net.Conn{dialled, accepted} {
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		check(t, err)
+		var used string
+		var optErr error
+		check(t, raw.Control(func(fd uintptr) {
+			used, optErr = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		}))
+		check(t, optErr)
+		if used = strings.TrimRight(used, "\x00"); used != Congestion {
+			t.Errorf("%s sends by %s", conn.LocalAddr(), used)
+		}
 	}
 }

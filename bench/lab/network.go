@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // MaxHosts is how many hosts a network holds at most.
@@ -102,7 +103,7 @@ func New() (_ *Network, err error) {
 	n := &Network{colos: map[string]*colo{}}
 	defer func() {
 		if errors.Is(err, os.ErrPermission) {
-			err = ErrNotPermitted
+			err = fmt.Errorf("%w: %w", ErrNotPermitted, err)
 		}
 		if err != nil {
 			err = errors.Join(err, n.Close())
@@ -256,6 +257,14 @@ func (n *Network) plug(h *Host, bridge netlink.Link, l Link) error {
 	ip := &net.IPNet{IP: h.addr.AsSlice(), Mask: net.CIDRMask(24, 32)}
 	if err := h.space.nl.AddrAdd(h.uplink, &netlink.Addr{IPNet: ip}); err != nil {
 		return fmt.Errorf("add address: %w", err)
+	}
+	// The algorithm is the route's: a namespace may take only those as its own that the machine
+	// allows to everybody.
+	ip.IP = ip.IP.Mask(ip.Mask)
+	route := &netlink.Route{LinkIndex: h.uplink.Attrs().Index, Dst: ip, Src: h.addr.AsSlice(),
+		Scope: netlink.SCOPE_LINK, Protocol: unix.RTPROT_KERNEL, Congctl: Congestion}
+	if err := h.space.nl.RouteReplace(route); err != nil {
+		return fmt.Errorf("have TCP use %s (does the kernel have it?): %w", Congestion, err)
 	}
 	for _, other := range n.hosts {
 		if other != h {

@@ -103,25 +103,16 @@ type campaign struct {
 	// schedule returns what is done to a fleet: waves of faults that are done at
 	// once, count in all. It is a function of rng and the sizes alone.
 	schedule scheduler
-	// site makes the place of a fleet of so many nodes; nil: loopback.
-	site func(ctx context.Context, nodes int) (site, error)
-	// subnet is which part of loopback, 127.subnet.0.0/16, is this campaign's alone: a
-	// node keeps its ports while it is down, and campaigns may run at once.
-	subnet byte
-	flags  []string // of every node
+	// site makes the place of a fleet of so many nodes; nil: its nodes are at home.
+	site  func(ctx context.Context, nodes int) (site, error)
+	flags []string // of every node
 }
 
-// site is where a fleet is.
+// site is where a fleet is that is not at home.
 type site interface {
 	place(i int) fleet.Place
 	close() error
 }
-
-// loopbackSite is this machine; each node has an address of its own.
-type loopbackSite struct{ subnet, fleet byte }
-
-func (s loopbackSite) place(i int) fleet.Place { return fleet.LoopbackAt(s.subnet, s.fleet, byte(i+1)) }
-func (loopbackSite) close() error              { return nil }
 
 // torture is a campaign under way.
 type torture struct {
@@ -186,13 +177,13 @@ func (t *torture) torment(ctx context.Context, number, count int) (err error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	var at site = loopbackSite{t.subnet, byte(number)}
+	var at site
 	if t.site != nil {
 		if at, err = t.site(ctx, 2+t.Workers); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, at.close()) }()
 	}
-	defer func() { err = errors.Join(err, at.close()) }()
 	r, err := newRig(ctx, rigOptions{binary: t.Binary, dir: dir, seed: rng.Uint64(), workers: t.Workers, site: at, flags: t.flags})
 	if err != nil {
 		return fmt.Errorf("fleet %d: %w", number+1, err)

@@ -18,7 +18,7 @@ import (
 func Damage(ctx context.Context, o Options) (*Report, error) {
 	// Segments that are sealed every second or two, and a scrub of everything in the
 	// background.
-	c := &campaign{name: "damage", schedule: damageSchedule, subnet: 78, flags: []string{"--segment-size", "128KiB", "--scrub-every", "20s", "--scrub-rate", "0"}}
+	c := &campaign{name: "damage", schedule: damageSchedule, flags: []string{"--segment-size", "128KiB", "--scrub-every", "20s", "--scrub-rate", "0"}}
 	return c.run(ctx, o)
 }
 

@@ -16,7 +16,7 @@ import (
 // Kill ends processes with SIGKILL, in the middle of what they do, and starts them again
 // at once.
 func Kill(ctx context.Context, o Options) (*Report, error) {
-	c := &campaign{name: "kill", schedule: killSchedule, subnet: 77}
+	c := &campaign{name: "kill", schedule: killSchedule}
 	return c.run(ctx, o)
 }
 

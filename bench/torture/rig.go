@@ -71,7 +71,7 @@ type rigOptions struct {
 	dir     string
 	seed    uint64
 	workers int
-	site    site
+	site    site     // nil: all at home
 	flags   []string // of every node
 }
 
@@ -109,7 +109,10 @@ func newRig(ctx context.Context, o rigOptions) (_ *rig, err error) {
 		}
 	}
 	for i, name := range names {
-		at := o.site.place(i)
+		at := r.fleet.Home(name)
+		if o.site != nil {
+			at = o.site.place(i)
+		}
 		n := &node{rig: r, role: roleOf(name), at: at, flags: append([]string{"--log-format", "json"}, o.flags...)}
 		if n.isManager() {
 			n.flags = append(n.flags, "--snapshot-every", "0", "--keep-snapshots", "2")

@@ -33,6 +33,8 @@ type Fleet struct {
 
 	tls *security // nil: plain TCP
 
+	homes *homes
+
 	mu       sync.Mutex // guards the maps
 	nodes    map[string]*Node
 	up       map[string]contact
@@ -83,7 +85,7 @@ type Member struct {
 
 // New prepares a fleet of the binary bin below dir, over plain TCP.
 func New(bin, dir string) *Fleet {
-	return &Fleet{bin: bin, dir: dir, nodes: map[string]*Node{}, up: map[string]contact{}, enrolled: map[enrolment]*ca.Issued{}}
+	return &Fleet{bin: bin, dir: dir, homes: newHomes(), nodes: map[string]*Node{}, up: map[string]contact{}, enrolled: map[enrolment]*ca.Issued{}}
 }
 
 // Node returns a node that was started, nil if there is none of that name.
@@ -111,10 +113,14 @@ func (f *Fleet) contacts(without string) string {
 	return strings.Join(addrs, ",")
 }
 
-// Start runs a node on loopback, see StartAt.
+// Start runs a node at its Home, see StartAt.
 func (f *Fleet) Start(ctx context.Context, role, name string, extra ...string) (*Node, error) {
-	return f.StartAt(ctx, Loopback, role, name, extra...)
+	return f.StartAt(ctx, f.Home(name), role, name, extra...)
 }
+
+// Home is where a node runs if it runs nowhere else: an address of loopback that nobody
+// else is likely to have.
+func (f *Fleet) Home(name string) Place { return f.homes.of(name) }
 
 // StartAt runs a node on free ports of a place and waits until it listens. It
 // joins nodes that run, if there are any. A name that ran before starts again on

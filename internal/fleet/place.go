@@ -2,9 +2,11 @@ package fleet
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os/exec"
+	"sync"
 )
 
 // Place is where a node runs: this machine's loopback, or a host of some network.
@@ -20,12 +22,34 @@ type Place interface {
 // Loopback is this machine, seen by itself only.
 var Loopback Place = loopback{localhost}
 
-// LoopbackAt is another address of this machine's loopback network, 127.0.0.0/8. What
-// listens there keeps its port over a restart: the ports of outgoing connections are those
-// of 127.0.0.1.
-func LoopbackAt(a, b, c byte) Place { return loopback{netip.AddrFrom4([4]byte{127, a, b, c})} }
-
 var localhost = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// homes gives out addresses of loopback, 127.0.0.0/8, one to a node. A node keeps its ports while
+// it is down; at 127.0.0.1 the kernel would give them to others meanwhile. Where fleets begin is drawn,
+// for they run in processes that do not know of each other.
+type homes struct {
+	net  byte
+	host uint16
+
+	mu     sync.Mutex
+	byName map[string]Place
+}
+
+func newHomes() *homes {
+	return &homes{net: byte(96 + rand.N(31)), host: uint16(rand.Uint32()), byName: map[string]Place{}}
+}
+
+func (h *homes) of(name string) Place {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	at := h.byName[name]
+	if at == nil {
+		h.host++
+		at = loopback{netip.AddrFrom4([4]byte{127, h.net, byte(h.host >> 8), byte(h.host)})}
+		h.byName[name] = at
+	}
+	return at
+}
 
 // loopbackOf returns where a node at ip listens for those on its own machine.
 func loopbackOf(ip netip.Addr) netip.Addr {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/qs-peer/qs-peer/internal/ca"
 	"github.com/qs-peer/qs-peer/internal/trust"
@@ -93,7 +94,8 @@ func (f *Fleet) Enrol(role, name, colo string) error {
 		return nil
 	}
 	a := f.tls.authority
-	issued, err := a.Issue(ca.Request{Role: trust.Role(role), Colo: colo, Name: name, Out: filepath.Join(a.Dir(), "nodes", name), NewKey: true})
+	issued, err := a.Issue(ca.Request{Role: trust.Role(role), Colo: colo, Name: name, Out: filepath.Join(a.Dir(), "nodes", name), NewKey: true,
+		Hosts: append(slices.Clone(ca.DefaultHosts), f.Home(name).Addr().String())})
 	if err != nil {
 		return fmt.Errorf("enrol %s: %w", name, err)
 	}

@@ -155,7 +155,7 @@ func faultAtRepair(t *testing.T, fault diskFault) {
 	w.Kill()
 	halve(t, environment(t, w))
 	from := logged(w)
-	w, err := c.Launch(fleet.Loopback, "worker", "w1")
+	w, err := c.Launch(c.Home("w1"), "worker", "w1")
 	if err != nil {
 		t.Fatal(err)
 	}
