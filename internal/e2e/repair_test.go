@@ -125,9 +125,9 @@ func TestRepair(t *testing.T) {
 			t.Fatal(err)
 		}
 		w = f.start("worker", "w1")
-		a := f.converged(time.Minute, m, "m1", "w1")["w1"]
+		a := f.converged(time.Minute, w, "m1", "w1")["w1"] // the manager may tell of its life before
 		if a.BytesFromManagers+a.BytesFromWorkers != 0 {
-			t.Errorf("snapshot bytes were fetched: %+v", a)
+			t.Errorf("snapshot bytes were fetched: %+v\n%s", a, w.Tail(40))
 		}
 	})
 	step(t, "the writer refuses, and says what to do", func() {
@@ -189,8 +189,8 @@ func damage(t *testing.T, path, value string) {
 // readers read from a node all the time and hold what they get against what was
 // written.
 type readers struct {
-	stop            func()
-	served, refused int // once it stopped
+	stop            func() // once one more read was served
+	served, refused int    // once it stopped
 }
 
 func newReaders(t *testing.T, n *fleet.Node, value string) *readers {
@@ -218,10 +218,29 @@ func newReaders(t *testing.T, n *fleet.Node, value string) *readers {
 			}
 		})
 	}
-	r.stop = func() {
+	end := func() {
 		cancel()
 		running.Wait()
 	}
-	t.Cleanup(r.stop)
+	t.Cleanup(end)
+	served := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return r.served
+	}
+	r.stop = func() {
+		t.Helper()
+		before := served()
+		err := fleet.Until(ctx, time.Minute, func() error {
+			if served() == before {
+				return errors.New("no more reads are served")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		end()
+	}
 	return r
 }
