@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/qs-peer/qs-peer/internal/heads"
 )
@@ -44,6 +45,7 @@ type respServer struct {
 	writer        *writer
 	access        *access
 	cursors       *cursors
+	skips         *rate.Limiter // of what is read of refused requests
 	logger        *slog.Logger
 	commands      *prometheus.CounterVec
 
@@ -60,6 +62,7 @@ type respServer struct {
 func newRESPServer(r *reads, w *writer, a *access, o *Options, reg prometheus.Registerer, logger *slog.Logger) *respServer {
 	s := &respServer{
 		name: o.Name, version: o.Version, reads: r, writer: w, access: a, cursors: newCursors(), logger: logger,
+		skips: rate.NewLimiter(skipRate, skipStep),
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "qs_resp_commands_total", Help: "RESP commands answered, by command and outcome.",
 		}, []string{"command", "outcome"}),
@@ -171,7 +174,7 @@ type respConn struct {
 }
 
 func (c *respConn) serve() {
-	in := &respReader{Reader: bufio.NewReaderSize(c, maxInline), ctx: c.server.ctx, lease: &c.lease}
+	in := &respReader{Reader: bufio.NewReaderSize(c, maxInline), ctx: c.server.ctx, lease: &c.lease, skips: c.server.skips}
 	for !c.quit {
 		c.within = false
 		if _, err := in.Peek(1); err != nil {

@@ -9,6 +9,8 @@ import (
 	"io"
 	"strconv"
 
+	"golang.org/x/time/rate"
+
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
@@ -18,7 +20,11 @@ const (
 	maxArgs   = 1 << 20   // arguments of a command
 	maxBulk   = 512 << 20 // bytes of an argument that is skipped and refused politely
 	argCost   = 64        // bytes that an argument takes besides its own
-	maxQuoted = 64        // bytes of a command's name that an answer quotes
+	// skipRate is how many bytes of refused requests a node reads in a second, all
+	// connections together: nothing comes of it but the work for who sends on and on.
+	skipRate  = 64 << 20
+	skipStep  = 64 << 10
+	maxQuoted = 64 // bytes of a command's name that an answer quotes
 )
 
 // protocolError is a request after which nothing can be understood any more.
@@ -40,6 +46,7 @@ type respReader struct {
 	*bufio.Reader
 	ctx   context.Context
 	lease *lease
+	skips *rate.Limiter // of all connections
 }
 
 // next reads the next request: an array of bulk strings, or an inline command. The
@@ -129,7 +136,7 @@ func (r *respReader) array(n int) (*respRequest, error) {
 		if err == nil && req.refused != nil {
 			req.keepName()
 			r.lease.give(r.lease.n - before)
-			_, err = io.CopyN(io.Discard, r, size)
+			err = r.skip(size)
 		}
 		if err != nil {
 			return nil, errors.Join(inFrame(err), req.refused)
@@ -153,6 +160,21 @@ func (r *respReader) argument(size int64) ([]byte, error) {
 		return nil, err
 	}
 	return gather(r.ctx, r, size, r.lease)
+}
+
+// skip reads size bytes that nobody wants.
+func (r *respReader) skip(size int64) error {
+	for size > 0 {
+		n, err := io.CopyN(io.Discard, r, min(size, skipStep))
+		if err != nil {
+			return err
+		}
+		if err := r.skips.WaitN(r.ctx, int(n)); err != nil {
+			return err
+		}
+		size -= n
+	}
+	return nil
 }
 
 // keepName drops what an answer does not need.

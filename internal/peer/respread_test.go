@@ -10,12 +10,14 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/time/rate"
+
 	"github.com/qs-peer/qs-peer/txlog"
 )
 
 // respReaderOf reads from text, with all the memory that one caller may have.
 func respReaderOf(text string) *respReader {
-	return &respReader{Reader: bufio.NewReaderSize(strings.NewReader(text), maxInline), ctx: context.Background(), lease: testLease()}
+	return &respReader{Reader: bufio.NewReaderSize(strings.NewReader(text), maxInline), ctx: context.Background(), lease: testLease(), skips: rate.NewLimiter(rate.Inf, 0)}
 }
 
 func TestReadRESP(t *testing.T) {
