@@ -42,13 +42,14 @@ GOTEST = $(GO) test -vet=off
 RACE = ./internal/peer ./cmd/qs-peer ./p2p ./lmdbstore/... \
 	$$($(GO) list ./... | grep -v -e '/internal/e2e' $(SINGLE:./%=-e '/%$$'))
 SINGLE := ./bench/sim ./p2p/graph
-# and the tests of p2p that hold shares and rates in real time. No other package has tests of
-# these names.
-ALONE := ^Test(RepairBeforeRebuild|PiecesWithinBudget|FirstCopies|CopiesPerColo|OwnColoFirst|HolderStops|ManagerLeavesAfterOneCopy|SeederLeavesAfterOneCopy)$$
+# and tests of p2p and bench/lab that hold shares and rates in real time. No other package has
+# tests of these names.
+ALONE := ^Test(RateIsHeld|RepairBeforeRebuild|PiecesWithinBudget|FirstCopies|CopiesPerColo|OwnColoFirst|HolderStops|ManagerLeavesAfterOneCopy|SeederLeavesAfterOneCopy)$$
 test: setup-test check
 	$(GOTEST) $(SINGLE)
 	$(GOTEST) -race -p 4 -timeout 15m -skip '$(ALONE)' $(RACE)
 	$(GOTEST) -race -run '$(ALONE)' ./p2p
+	$(GOTEST) -run '$(ALONE)' ./bench/lab
 	$(GOTEST) -run 'Flood|Storm|Rate' ./internal/edge # bars on memory and time, without the race detector
 	$(GOTEST) -run 'Abuse' ./internal/peer # the same
 	$(GO) test -tags lmdb_bmatsuo ./lmdbstore/...

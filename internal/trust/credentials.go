@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,9 +38,11 @@ type Options struct {
 type Credentials struct {
 	o       Options
 	id      Identity // for good
-	opened  stamp    // the files when they were opened
 	now     atomic.Pointer[material]
 	metrics *metrics
+
+	mu   sync.Mutex
+	seen stamp // the files when they were read; guarded by mu
 }
 
 // material is what the files hold at one time.
@@ -56,7 +59,7 @@ func Open(o Options) (*Credentials, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	c := &Credentials{o: o, opened: o.Files.stamp()}
+	c := &Credentials{o: o, seen: o.Files.stamp()}
 	m, id, err := o.Files.load()
 	if err != nil {
 		return nil, err

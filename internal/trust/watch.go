@@ -23,7 +23,6 @@ const (
 // belong together, as for a moment while they are replaced, or that are of somebody
 // else, change nothing: they are looked at again, and the old ones stay in use.
 func (c *Credentials) Watch(ctx context.Context) {
-	seen := c.opened
 	reported := ""
 	var warned time.Time
 	t := time.NewTicker(watchInterval)
@@ -37,11 +36,8 @@ func (c *Credentials) Watch(ctx context.Context) {
 			return
 		case <-t.C:
 		}
-		stamp := c.o.Files.stamp()
-		if stamp == seen {
-			continue
-		}
-		if err := c.Reload(); err != nil {
+		changed, err := c.Refresh()
+		if err != nil {
 			c.metrics.reloads.WithLabelValues("failed").Inc()
 			if text := err.Error(); text != reported {
 				reported = text
@@ -49,10 +45,30 @@ func (c *Credentials) Watch(ctx context.Context) {
 			}
 			continue // they may be complete at the next look
 		}
-		seen, reported, warned = stamp, "", time.Time{}
+		if !changed {
+			continue
+		}
+		reported, warned = "", time.Time{}
 		c.metrics.reloads.WithLabelValues("done").Inc()
 		c.o.Logger.Info("TLS files reloaded", "identity", c.id, "not_after", c.now.Load().leaf.NotAfter)
 	}
+}
+
+// Refresh reloads the files if they changed since they were read, and reports whether they
+// did. After an error the old ones stay in use. It is for who does not Watch: before it
+// connects, a program that runs for long takes up what was replaced meanwhile.
+func (c *Credentials) Refresh() (changed bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stamp := c.o.Files.stamp()
+	if stamp == c.seen {
+		return false, nil
+	}
+	if err := c.Reload(); err != nil {
+		return true, err
+	}
+	c.seen = stamp
+	return true, nil
 }
 
 // Reload reads the files now.

@@ -72,7 +72,7 @@ func New(o Options) (*Client, error) {
 		ReadBufferSize:      64 << 10,
 	}
 	if base.Scheme == "https" {
-		if transport.TLSClientConfig, c.me, err = dialTLS(o.TLS); err != nil {
+		if c.me, err = useTLS(transport, o.TLS); err != nil {
 			return nil, err
 		}
 	}

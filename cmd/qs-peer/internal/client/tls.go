@@ -1,23 +1,31 @@
 package client
 
 import (
-	"crypto/tls"
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 
 	"github.com/qs-peer/qs-peer/internal/trust"
 )
 
-// dialTLS returns the configuration with which a client shows who it is, and talks to
-// nodes of its own trust domain only.
-func dialTLS(files trust.Files) (*tls.Config, trust.Identity, error) {
+// useTLS has t show who the client is, and talk to nodes of its own trust domain only. Files
+// that were replaced are taken up by the next connection; while they can not be used, as
+// for a moment while they are replaced, the ones before are.
+func useTLS(t *http.Transport, files trust.Files) (trust.Identity, error) {
 	c, err := trust.Open(trust.Options{Files: files})
 	if err != nil {
-		return nil, trust.Identity{}, fmt.Errorf("open TLS files: %w", err)
+		return trust.Identity{}, fmt.Errorf("open TLS files: %w", err)
 	}
-	return c.ClientConfig(trust.Want("", trust.NodeRoles()...)), c.Identity(), nil
+	t.TLSClientConfig = c.ClientConfig(trust.Want("", trust.NodeRoles()...))
+	dial := t.DialContext
+	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		_, _ = c.Refresh()
+		return dial(ctx, network, addr)
+	}
+	return c.Identity(), nil
 }
 
 // tlsHint begins what a node that speaks TLS tells those who do not (internal/edge).

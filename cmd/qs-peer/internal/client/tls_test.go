@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +45,7 @@ func serveTLS(t *testing.T, files trust.Files) string {
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelWarn),
 	}
 	done := make(chan struct{})
-	guarded := edge.New(edge.Options{Credentials: creds}).Listen(ln, edge.ListenOptions{Name: "http"})
+	guarded := edge.New(edge.Options{Credentials: creds}).Listen(&refreshing{ln, creds}, edge.ListenOptions{Name: "http"})
 	go func() {
 		defer close(done)
 		_ = server.Serve(guarded)
@@ -53,6 +55,52 @@ func serveTLS(t *testing.T, files trust.Files) string {
 		<-done
 	})
 	return ln.Addr().String()
+}
+
+// refreshing takes new files up before each connection.
+type refreshing struct {
+	net.Listener
+	creds *trust.Credentials
+}
+
+func (l *refreshing) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil && l.creds != nil {
+		_, err = l.creds.Refresh()
+	}
+	return c, err
+}
+
+// A client that lives long takes up files that were replaced when it connects anew, and
+// goes on with those it has while they can not be used.
+func TestTLSReplaced(t *testing.T) {
+	old, next := trusttest.New(t), trusttest.New(t)
+	hour := time.Now().Add(time.Hour)
+	node, me := old.Node(t, trust.RoleWorker, "w1"), old.Node(t, trust.RoleClientRead, "me")
+	c, err := New(Options{Addr: serveTLS(t, node), TLS: me, Silence: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	get := func(when string) {
+		t.Helper()
+		c.Close() // what is idle
+		if _, _, err := c.Get(t.Context(), []byte("k")); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	get("at first")
+	key, err := os.ReadFile(me.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(me.Key, key[:len(key)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	get("with half a key")
+	next.Issue(t, filepath.Dir(me.Cert), trusttest.Identity(trust.RoleClientRead, "me"), hour)
+	next.Issue(t, filepath.Dir(node.Cert), trusttest.Identity(trust.RoleWorker, "w1"), hour)
+	get("with the next authority")
 }
 
 func TestTLS(t *testing.T) {
