@@ -126,7 +126,7 @@ func TestRateIsHeld(t *testing.T) {
 				if math.Abs(off) <= 0.03 {
 					break
 				}
-				if off > 0 || try == 5 {
+				if off > 0 || try == 3 {
 					t.Fatalf("carried %.3g bytes/s of frames, %+.1f%% off %s", got, 100*off, Rate(c.want))
 				}
 			}

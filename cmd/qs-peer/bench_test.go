@@ -193,7 +193,12 @@ func TestBenchTellsWhoDied(t *testing.T) {
 	var addrs []string
 	soon(t, "w2 runs", func() bool {
 		addrs = glob(t, dir+"/*/*/w2/addrs.json")
-		return len(addrs) == 1
+		if len(addrs) != 1 {
+			return false
+		}
+		// It logs after it wrote its addresses.
+		said, _ := os.ReadFile(filepath.Dir(addrs[0]) + ".log")
+		return bytes.Contains(said, []byte("level=INFO"))
 	})
 	text, err := os.ReadFile(addrs[0])
 	if err != nil {

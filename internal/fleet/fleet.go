@@ -193,6 +193,9 @@ func (f *Fleet) Listening(ctx context.Context, n *Node) error {
 		}
 		return json.Unmarshal(text, &n.Addrs)
 	})
+	if exit := (*ExitError)(nil); errors.As(err, &exit) {
+		return err // which names the node
+	}
 	if err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
@@ -210,7 +213,10 @@ type ExitError struct {
 }
 
 func (e *ExitError) Error() string {
-	return fmt.Sprintf("%s ended with %s:\n%s", e.Name, e.State, e.Tail)
+	if e.Tail == "" {
+		return fmt.Sprintf("%s ended with %s and had said nothing", e.Name, e.State)
+	}
+	return fmt.Sprintf("%s ended with %s; the end of its log:\n%s", e.Name, e.State, e.Tail)
 }
 
 func (n *Node) addrsFile() string { return filepath.Join(n.Data, "addrs.json") }
