@@ -21,7 +21,7 @@ const purpose = "gossip record"
 const (
 	// chainYoung is how long a chain is sent along after this node learned it; then
 	// those who talk to this node know it, or ask for it by a full exchange.
-	chainYoung = 30 * time.Second
+	chainYoung = 5 * time.Second
 	// recheck is how long a verified chain counts without being verified again:
 	// an authority may be gone since.
 	recheck = 10 * time.Minute

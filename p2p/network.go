@@ -169,7 +169,7 @@ func (n *network) wrap(nc net.Conn, remote net.Addr, from caller) (net.Conn, err
 	keepShort(nc)
 	c := &conn{
 		Conn: nc, network: n, remote: remote, who: from.who, cork: corkOf(nc),
-		waker: newWaker(nc, 0), framing: newFraming(), hello: hello{want: from.id},
+		expecter: expecterOf(nc), framing: newFraming(), hello: hello{want: from.id},
 	}
 	c.peer.Store(from.id)
 	c.ctx, c.cancel = context.WithCancel(n.ctx)
@@ -222,10 +222,10 @@ type conn struct {
 	closing sync.Once
 	err     error
 
-	waker   *waker // this, framing and hello are the reader's
-	framing framing
-	hello   hello
-	nudge   nudge
+	expecter expecter // nil: it can not be told; this, framing and hello are the reader's
+	framing  framing
+	hello    hello
+	nudge    nudge
 
 	cork    corker // nil: there is nothing to be gained
 	writing sync.Mutex
@@ -306,7 +306,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		if c.framing.between() && len(p) >= len(keepAlive) && c.nudge.take() {
 			return copy(p, keepAlive), nil
 		}
-		c.waker.expect(c.framing.rest)
+		expect(c.expecter, c.framing.rest)
 		n, err = c.Conn.Read(p[:min(len(p), download.chunk())])
 	}
 	if !c.hello.check(p[:n]) {

@@ -24,7 +24,7 @@ const (
 	stallTimeout = 10 * time.Second
 	// readChunk is about how much of a piece is read at once.
 	readChunk = 256 << 10
-	// pieceBuffer is for the headers; a piece goes past it.
+	// pieceBuffer is for the headers; most of a piece goes past it.
 	pieceBuffer = 4 << 10
 )
 
@@ -54,9 +54,9 @@ func (c *Client) piece(ctx context.Context, from Target, path string, buf []byte
 	defer c.sources.put(from.Addr, src)
 	defer src.watch(cancel)()
 
-	var waker *waker
+	var conn expecter
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(i httptrace.GotConnInfo) { waker = newWaker(i.Conn, pieceBuffer) },
+		GotConn: func(i httptrace.GotConnInfo) { conn = expecterOf(i.Conn) },
 	})
 	resp, err := c.get(ctx, c.pieces, from, path, nil, txlog.DatasetID{})
 	if err != nil {
@@ -67,7 +67,7 @@ func (c *Client) piece(ctx context.Context, from Target, path string, buf []byte
 		return err
 	}
 	for len(buf) > 0 {
-		waker.expect(int64(len(buf)))
+		expect(conn, int64(len(buf)))
 		n, err := resp.Body.Read(buf[:min(len(buf), readChunk, c.budget.chunk())])
 		if n > 0 {
 			buf = buf[n:]
@@ -77,7 +77,7 @@ func (c *Client) piece(ctx context.Context, from Target, path string, buf []byte
 			return because(ctx, within(err))
 		}
 	}
-	waker.expect(0)
+	expect(conn, 0)
 	// The connection is used again only if the end was seen.
 	if n, err := resp.Body.Read(make([]byte, 1)); n > 0 || err != io.EOF {
 		return because(ctx, errors.Join(err, fmt.Errorf("%w: no end after the piece", ErrProtocol)))

@@ -254,7 +254,7 @@ func TestPlainEdge(t *testing.T) {
 		t.Errorf("a %T does not send files", in)
 	}
 	for _, c := range []net.Conn{in, out} {
-		if newWaker(c, 0).raw == nil {
+		if expecterOf(c) == nil {
 			t.Errorf("a %T can not be told what to wait for", c)
 		}
 	}

@@ -2,14 +2,8 @@ package p2p
 
 import (
 	"encoding/binary"
-	"errors"
-	"io"
 	"math/rand/v2"
-	"net"
-	"os"
-	"slices"
 	"testing"
-	"time"
 )
 
 // TestFraming follows a stream that is read in portions of any size.
@@ -38,77 +32,4 @@ func TestFraming(t *testing.T) {
 			t.Errorf("seed %d: %d bytes are expected after the end", seed, f.rest)
 		}
 	}
-}
-
-// TestWaker: a reader is woken once for much, and by the end, a deadline, and the little
-// that is left.
-func TestWaker(t *testing.T) {
-	ln := listenTCP(t)
-	defer ln.Close()
-	dialled := make(chan net.Conn, 1)
-	go func() {
-		c, err := net.Dial("tcp", ln.Addr().String())
-		if err != nil {
-			t.Error(err)
-		}
-		dialled <- c
-	}()
-	in, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	out := <-dialled
-	defer out.Close()
-	w := newWaker(in, 0)
-	if w.raw == nil {
-		t.Fatal("a TCP connection is not the kernel's")
-	}
-	buf := make([]byte, 1<<20)
-	read := func(want int, wantErr error) {
-		t.Helper()
-		if n, err := in.Read(buf); n != want || !errors.Is(err, wantErr) {
-			t.Errorf("read %d bytes, %v: want %d, %v", n, err, want, wantErr)
-		}
-	}
-	in.SetReadDeadline(time.Now().Add(10 * time.Second))
-	// A little does not wake it. (A read that begins late finds it there; so try.)
-	woken := 0
-	for ; ; woken++ {
-		w.expect(1 << 20)
-		in.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-		time.AfterFunc(10*time.Millisecond, func() { out.Write(make([]byte, 1000)) })
-		n, err := in.Read(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			break
-		}
-		if n != 1000 || err != nil || woken == 100 {
-			t.Fatalf("woken %d times, now for %d bytes, %v", woken, n, err)
-		}
-	}
-	in.SetReadDeadline(time.Now().Add(10 * time.Second))
-	read(1000, nil)
-	// Much does, and so does the little that is left.
-	for _, n := range []int{wakeBytes, 10} {
-		w.expect(int64(n))
-		go func() {
-			for chunk := range slices.Chunk(make([]byte, n), 1000) {
-				out.Write(chunk)
-			}
-		}()
-		for left := n; left > 0; {
-			n, err := in.Read(buf)
-			if err != nil {
-				t.Fatal(err)
-			}
-			left -= n
-			w.expect(int64(left))
-		}
-	}
-	w.expect(1 << 30)
-	in.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
-	read(0, os.ErrDeadlineExceeded)
-	in.SetReadDeadline(time.Now().Add(10 * time.Second))
-	out.Close()
-	read(0, io.EOF)
 }

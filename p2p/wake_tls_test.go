@@ -2,7 +2,6 @@ package p2p
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -14,102 +13,6 @@ import (
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/internal/trust/trusttest"
 )
-
-// ahead counts how far what was read from a socket is ahead of what TLS returned.
-type ahead struct {
-	net.Conn
-	read int
-}
-
-func (a *ahead) Read(p []byte) (int, error) {
-	n, err := a.Conn.Read(p)
-	a.read += n
-	return n, err
-}
-
-// records returns where the records end into which crypto/tls divides writes.
-func records(writes []int) (ends []int) {
-	at := 0
-	for _, n := range writes {
-		for n > 0 {
-			some := min(n, 16<<10)
-			n -= some
-			at += some
-			ends = append(ends, at)
-		}
-	}
-	return ends
-}
-
-// TestTLSBuffered: crypto/tls reads no further ahead than tlsBuffered, whatever the
-// sizes of the records and of what there is to be read.
-func TestTLSBuffered(t *testing.T) {
-	a := trusttest.New(t)
-	server, client := a.Open(t, trust.RoleWorker, "s"), a.Open(t, trust.RoleWorker, "c")
-	most := 0
-	for seed := range uint64(8) {
-		r := rand.New(rand.NewPCG(seed, 0))
-		ln := listenTCP(t)
-		const overhead = 5 + 1 + 16 // of a record: header, type, tag
-		var sizes []int
-		for total := 0; total < 16<<20; total += sizes[len(sizes)-1] {
-			sizes = append(sizes, 1+r.IntN(1<<r.IntN(18)))
-			if seed%2 == 0 {
-				sizes[len(sizes)-1] = 1 << 18
-			}
-		}
-		sent := make(chan struct{})
-		go func() {
-			defer close(sent)
-			c, err := net.Dial("tcp", ln.Addr().String())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer c.Close()
-			out := tls.Client(c, client.ClientConfig(nil))
-			for _, n := range sizes {
-				if _, err := out.Write(make([]byte, n)); err != nil {
-					t.Error(err)
-					return
-				}
-			}
-		}()
-		c, err := ln.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		socket := &ahead{Conn: c}
-		in := tls.Server(socket, server.ServerConfig())
-		if err := in.Handshake(); err != nil {
-			t.Fatal(err)
-		}
-		socket.read = 0
-		returned, begun := 0, 0 // of plaintext; of records, with their overhead
-		ends := records(sizes)
-		buf := make([]byte, 1<<20)
-		q := rand.New(rand.NewPCG(seed, 1))
-		for {
-			n, err := in.Read(buf[:1+q.IntN(1<<q.IntN(21))])
-			returned += n
-			for len(ends) > 0 && begun < returned {
-				begun, ends = ends[0], ends[1:]
-				socket.read -= overhead
-			}
-			most = max(most, socket.read-returned)
-			if err != nil {
-				break
-			}
-		}
-		c.Close()
-		ln.Close()
-		<-sent
-	}
-	t.Logf("at most %d bytes", most)
-	if most > tlsBuffered || most < 16<<10 {
-		t.Errorf("crypto/tls read %d bytes ahead, want at most %d and at least a record", most, tlsBuffered)
-	}
-}
 
 // TestNoMessageIsWaitedFor: over TLS a message arrives when it was sent, though the reader
 // waits for much at a time, and nothing is sent after it until it was answered. Messages
@@ -138,7 +41,7 @@ func TestNoMessageIsWaitedFor(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if wrapped.(*conn).waker.raw == nil {
+		if wrapped.(*conn).expecter == nil {
 			t.Fatal("the socket below TLS can not be told what to wait for")
 		}
 		t.Cleanup(func() { wrapped.Close() })

@@ -35,6 +35,12 @@ func (s *seat) free() {
 type tcpSocket struct {
 	*net.TCPConn
 	seat
+	waker
+}
+
+func (s *tcpSocket) Read(p []byte) (int, error) {
+	s.reading()
+	return s.TCPConn.Read(p)
 }
 
 func (s *tcpSocket) Close() error {
@@ -49,18 +55,25 @@ type socket struct {
 	seat
 	handshake *handshake // nil: done, or there is none
 	cork      cork
+	waker
+	tls bool // what is read are TLS records
 }
 
 func (s *socket) Read(p []byte) (int, error) {
-	h := s.handshake
-	if h == nil {
-		return s.Conn.Read(p)
+	if h := s.handshake; h != nil {
+		if h.left == 0 {
+			return 0, errLongHandshake
+		}
+		n, err := s.Conn.Read(p[:min(len(p), h.left)])
+		h.left -= n
+		s.received(p[:n])
+		return n, err
 	}
-	if h.left == 0 {
-		return 0, errLongHandshake
+	s.reading()
+	n, err := s.Conn.Read(p)
+	if s.tls {
+		s.received(p[:n])
 	}
-	n, err := s.Conn.Read(p[:min(len(p), h.left)])
-	h.left -= n
 	return n, err
 }
 

@@ -97,7 +97,7 @@ func (a *advertiser) fill(f *gossip.Facts) {
 const (
 	figuresEvery = time.Second
 	figuresMost  = 15 * time.Second
-	figuresNodes = 10
+	figuresNodes = 5
 )
 
 // A pacer tells the figures of a fetch, which change all the time, no more often
