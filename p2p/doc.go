@@ -28,7 +28,7 @@
 // to start over; availability.go what the colo has, and offer.go what of that the
 // client knows to be missing here; sourcing.go how what the colo lacks is asked for;
 // pieces*.go the same over the peer protocol; budget.go how much may go; identity.go who
-// is on the other end, target.go who is to be, and quota.go what one may ask for; wake.go,
+// is on the other end, target.go who is to be, and quota.go what one may ask for; framing.go,
 // sendqueue.go and cork.go how the kernel is used; swarmconfig.go the client's settings.
 //
 // # Who is on the other end

@@ -306,7 +306,9 @@ func (c *conn) Read(p []byte) (int, error) {
 		if c.framing.between() && len(p) >= len(keepAlive) && c.nudge.take() {
 			return copy(p, keepAlive), nil
 		}
-		expect(c.expecter, c.framing.rest)
+		if c.expecter != nil {
+			c.expecter.Expect(c.framing.rest)
+		}
 		n, err = c.Conn.Read(p[:min(len(p), download.chunk())])
 	}
 	if !c.hello.check(p[:n]) {

@@ -36,6 +36,7 @@ func BenchmarkOneToOne(b *testing.B) {
 	}
 	s := newStockpile(b, size)
 	authority := trusttest.New(b)
+	plain := newEdge(nil)
 	source, asker := authority.Open(b, trust.RoleManager, "source"), authority.Open(b, trust.RoleWorker, "a1")
 	for _, way := range []struct {
 		name   string
@@ -43,9 +44,9 @@ func BenchmarkOneToOne(b *testing.B) {
 		egress *Budget
 		dial   DialFunc
 	}{
-		{"sendfile", listenTCP(b), nil, nil},
-		{"sendfile,budget", listenTCP(b), limit(100e9), nil},
-		{"copied", copied{listenTCP(b)}, nil, nil},
+		{"sendfile", listenTCP(b), nil, plain.Dial},
+		{"sendfile,budget", listenTCP(b), limit(100e9), plain.Dial},
+		{"copied", copied{listenTCP(b)}, nil, plain.Dial},
 		{"tls", listenTLS(listenTCP(b), newEdge(source)), nil, newEdge(asker).Dial},
 	} {
 		_, addr := serveSource(b, way.ln, ServerOptions{Pieces: s, Egress: way.egress})
@@ -79,7 +80,7 @@ func BenchmarkOneToOne(b *testing.B) {
 		name      string
 		configure func(*SwarmOptions)
 	}{
-		{"torrent", func(*SwarmOptions) {}},
+		{"torrent", func(o *SwarmOptions) { o.Listener, o.Dial = listenTLS(o.Listener, plain), plain.Dial }},
 		{"torrent,tls", secured(b, authority, trust.RoleWorker, new(refusals))},
 	} {
 		b.Run(way.name, func(b *testing.B) {

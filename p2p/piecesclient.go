@@ -52,11 +52,19 @@ func (c *Client) piece(ctx context.Context, from Target, path string, buf []byte
 	defer cancel(nil)
 	src := c.sources.get(from.Addr)
 	defer c.sources.put(from.Addr, src)
-	defer src.watch(cancel)()
-
-	var conn expecter
+	var conn atomic.Pointer[expecter] // nil: none yet, or it can not be told
+	expect := func(n int64) {
+		if e := conn.Load(); e != nil {
+			(*e).Expect(n)
+		}
+	}
+	defer src.watch(func() { expect(0) }, cancel)()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(i httptrace.GotConnInfo) { conn = expecterOf(i.Conn) },
+		GotConn: func(i httptrace.GotConnInfo) {
+			if e := expecterOf(i.Conn); e != nil {
+				conn.Store(&e)
+			}
+		},
 	})
 	resp, err := c.get(ctx, c.pieces, from, path, nil, txlog.DatasetID{})
 	if err != nil {
@@ -67,17 +75,18 @@ func (c *Client) piece(ctx context.Context, from Target, path string, buf []byte
 		return err
 	}
 	for len(buf) > 0 {
-		expect(conn, int64(len(buf)))
+		expect(int64(len(buf)))
 		n, err := resp.Body.Read(buf[:min(len(buf), readChunk, c.budget.chunk())])
 		if n > 0 {
-			buf = buf[n:]
+			if buf = buf[n:]; len(buf) == 0 {
+				expect(0) // HTTP reads already what comes next
+			}
 			src.heard(func() { c.budget.Wait(ctx, c.budget.ownClass(), n) })
 		}
 		if err != nil && len(buf) > 0 {
 			return because(ctx, within(err))
 		}
 	}
-	expect(conn, 0)
 	// The connection is used again only if the end was seen.
 	if n, err := resp.Body.Read(make([]byte, 1)); n > 0 || err != io.EOF {
 		return because(ctx, errors.Join(err, fmt.Errorf("%w: no end after the piece", ErrProtocol)))
@@ -157,15 +166,16 @@ func (s *source) heard(deal func()) {
 	s.last.Store(int64(time.Since(s.epoch)))
 }
 
-// watch ends a request, which begins now, when the source stalls.
-func (s *source) watch(cancel context.CancelCauseFunc) (stop func()) {
+// watch ends a request, which begins now, when the source stalls. Before, it calls doubt:
+// a little may have come that nobody was woken for.
+func (s *source) watch(doubt func(), cancel context.CancelCauseFunc) (stop func()) {
 	began := time.Since(s.epoch)
 	var mu sync.Mutex // guards timer, which fires once it is set, and stopped
 	mu.Lock()
 	defer mu.Unlock()
 	var timer *time.Timer
 	stopped := false
-	timer = time.AfterFunc(stallTimeout, func() {
+	timer = time.AfterFunc(stallTimeout/2, func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if stopped { // as it fired: it is not to be set again
@@ -175,11 +185,15 @@ func (s *source) watch(cancel context.CancelCauseFunc) (stop func()) {
 		if s.dealing.Load() > 0 {
 			silent = 0
 		}
-		if silent >= stallTimeout {
+		switch {
+		case silent >= stallTimeout:
 			cancel(errStalled)
-			return
+		case silent >= stallTimeout/2:
+			doubt()
+			timer.Reset(stallTimeout - silent)
+		default:
+			timer.Reset(stallTimeout/2 - silent)
 		}
-		timer.Reset(stallTimeout - silent)
 	})
 	return func() {
 		mu.Lock()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/qs-peer/qs-peer/chunker"
+	"github.com/qs-peer/qs-peer/internal/edge"
 	"github.com/qs-peer/qs-peer/internal/trust"
 	"github.com/qs-peer/qs-peer/p2p"
 )
@@ -189,6 +190,32 @@ func TestStalledSource(t *testing.T) {
 				srv.Close()
 			})
 		})
+	}
+}
+
+// TestSlowSourceWakes: a source that sends a few bytes is heard, though a reader is woken for
+// more than that.
+func TestSlowSourceWakes(t *testing.T) {
+	t.Parallel() // it waits most of the time
+	const size = 4
+	ln := listen(t)
+	serve(t, ln, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Qs-Protocol", "1")
+		w.Header().Set("Content-Length", fmt.Sprint(size))
+		for range size {
+			http.NewResponseController(w).Flush()
+			select {
+			case <-time.After(4 * time.Second):
+			case <-r.Context().Done():
+				return
+			}
+			w.Write([]byte{1})
+		}
+	}))
+	c := p2p.NewClient(p2p.ClientOptions{Name: "w1", Dial: edge.New(edge.Options{}).Dial})
+	defer c.Close()
+	if err := c.Piece(t.Context(), p2p.Target{Addr: ln.Addr().String()}, aHash, 0, make([]byte, size)); err != nil {
+		t.Error(err)
 	}
 }
 

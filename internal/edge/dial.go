@@ -65,7 +65,7 @@ func (e *Edge) Dial(ctx context.Context, addr string, check func(trust.Identity)
 	if c, ok := c.(*tls.Conn); ok {
 		return &dialledTLS{c, t}, nil
 	}
-	return &dialledTCP{c.(*net.TCPConn), t, waker{raw: rawOf(c)}}, nil
+	return &dialledTCP{c.(*net.TCPConn), t, newWaker(c)}, nil
 }
 
 // Retry says that there is reason to believe that an address answers again: its back-off
@@ -89,7 +89,7 @@ func (e *Edge) connect(ctx context.Context, addr string, check func(trust.Identi
 	if e.credentials == nil {
 		return c, dialConnected, nil
 	}
-	c = &socket{Conn: c, waker: waker{raw: rawOf(c)}, tls: true}
+	c = &socket{Conn: c, waker: newWaker(c), tls: true}
 	t := tls.Client(c, e.credentials.ClientConfig(check))
 	if err := t.HandshakeContext(ctx); err != nil {
 		c.Close()
@@ -184,7 +184,7 @@ func (c *dialledTLS) Close() error {
 type dialledTCP struct {
 	*net.TCPConn
 	trial *trial
-	waker
+	*waker
 }
 
 func (c *dialledTCP) Read(p []byte) (int, error) {

@@ -13,6 +13,10 @@
 // as a success when the other end has said something, not when the handshake is
 // done: in TLS 1.3 a client is through before the server has looked at its certificate.
 //
+// What is between a connection and the kernel is here, too, because it is below TLS: writes
+// can be collected (Cork), and a reader woken only when much of what it expects is there
+// (Expect).
+//
 // Whoever is refused, here or above the connection, is counted by reason and logged
 // once (Edge.Refused).
 package edge

@@ -168,7 +168,7 @@ func (l *listener) receive(c net.Conn) {
 	h := &handshake{
 		door:     l.door,
 		host:     hostPrefix(c.RemoteAddr()),
-		conn:     &socket{Conn: c, waker: waker{raw: rawOf(c)}, tls: true},
+		conn:     &socket{Conn: c, waker: newWaker(c), tls: true},
 		gate:     l.edge.computing,
 		deadline: time.Now().Add(l.o.HandshakeTimeout),
 		left:     maxHandshake,
@@ -190,9 +190,9 @@ func (l *listener) receivePlain(c net.Conn) {
 	case why != "":
 		l.refuse(c, why, trust.Identity{}, nil)
 	case ok:
-		l.deliver(&tcpSocket{TCPConn: tcp, seat: seat{leave: leave}, waker: waker{raw: rawOf(tcp)}})
+		l.deliver(&tcpSocket{TCPConn: tcp, seat: seat{leave: leave}, waker: newWaker(tcp)})
 	default:
-		l.deliver(&socket{Conn: c, seat: seat{leave: leave}, waker: waker{raw: rawOf(c)}})
+		l.deliver(&socket{Conn: c, seat: seat{leave: leave}, waker: newWaker(c)})
 	}
 }
 

@@ -35,7 +35,7 @@ func (s *seat) free() {
 type tcpSocket struct {
 	*net.TCPConn
 	seat
-	waker
+	*waker
 }
 
 func (s *tcpSocket) Read(p []byte) (int, error) {
@@ -55,7 +55,7 @@ type socket struct {
 	seat
 	handshake *handshake // nil: done, or there is none
 	cork      cork
-	waker
+	*waker
 	tls bool // what is read are TLS records
 }
 

@@ -9,8 +9,7 @@ import (
 
 // wakeBytes is how much of what a reader expects is to arrive before it is woken. On a link
 // of 100 Mbit/s it would otherwise be woken for every few packets, which cost two to three
-// times the processor time. More than a block of a snapshot's piece need not wait; and a
-// source that sends a few bytes a second is not taken for one that sends nothing.
+// times the processor time.
 const wakeBytes = 128 << 10
 
 // waker sets how much has to have arrived before the reader of a socket is woken
@@ -21,35 +20,34 @@ const wakeBytes = 128 << 10
 // through the socket is known when the socket is read: whoever is above reads only what it
 // needs next, after it returned all that it had. Over TLS it may have a part of a record,
 // the rest of which will come, too, since a record is sent whole; how long it is says
-// its header.
+// its header; that is waited for in any case.
 type waker struct {
 	raw syscall.RawConn // nil: the socket is not the kernel's
 
 	mu       sync.Mutex // guards what follows
 	expected int64      // bytes of the stream, at least
-	low      int        // as set; 0: never
+	low      int        // as set, at least 1
 	records  records    // stays zero without TLS
 }
 
-// rawOf returns the kernel's socket of a connection, or nil.
-func rawOf(c net.Conn) syscall.RawConn {
+func newWaker(c net.Conn) *waker {
+	w := &waker{low: 1}
 	if sc, ok := c.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			return raw
-		}
+		w.raw, _ = sc.SyscallConn()
 	}
-	return nil
+	return w
 }
 
 // Expect says that at least n more bytes of the stream are to come that nobody has read
 // yet, and that the reader can not go on without. Over TLS these are bytes in the clear. It
 // holds until it is called again: the reader calls it before each Read, as
-// long as it expects much, and then with 0.
+// long as it expects much, and then with 0. That may also be called by somebody else, and
+// wakes a reader that waits for more than there is.
 func (w *waker) Expect(n int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.expected = n
-	if n == 0 && w.low > 1 { // somebody else may be reading already, as HTTP does after an answer
+	if n == 0 && w.low > 1 {
 		w.set(1)
 	}
 }
@@ -62,7 +60,7 @@ func (w *waker) reading() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	most := int(max(1, min(w.records.toCome(w.expected), wakeBytes)))
-	if cur := max(1, w.low); cur <= most && cur > most/2 {
+	if w.low <= most && w.low > most/2 {
 		return // near enough for a system call
 	}
 	w.set(most)
@@ -120,5 +118,5 @@ func (r *records) toCome(n int64) int64 {
 	if r.rest == 0 {
 		return n // and a header or its rest, and what encryption adds
 	}
-	return int64(r.rest) + max(0, n-int64(r.size-recordExtra))
+	return int64(r.rest) + max(0, n-max(0, int64(r.size-recordExtra)))
 }

@@ -18,13 +18,6 @@ func expecterOf(c net.Conn) expecter {
 	return e
 }
 
-// expect tells e, if it is not nil.
-func expect(e expecter, n int64) {
-	if e != nil {
-		e.Expect(n)
-	}
-}
-
 // framing follows BitTorrent's messages (BEP 3) in what is read from a connection.
 type framing struct {
 	rest   int64 // of the message, or the handshake, that is being received
