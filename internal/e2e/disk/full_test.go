@@ -156,16 +156,7 @@ func fullAtBootstrap(t *testing.T, kind string) {
 		c.on(d, "late")
 		w := c.start("worker", "late", "--download-rate", "2MB/s")
 		t.Cleanup(w.Kill)
-		c.eventually("a quarter is there", func() error {
-			st, err := w.Status(t.Context())
-			if err != nil {
-				return err
-			}
-			if p := st["late"].Progress; p < 0.25 {
-				return fmt.Errorf("%.2f", p)
-			}
-			return nil
-		})
+		c.fetched(w, 0.25)
 		d.leave(0)
 		t.Log(strings.TrimSpace(c.says(w, 0, "no space left")))
 		w.Kill()

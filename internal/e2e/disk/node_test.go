@@ -142,6 +142,38 @@ func (c *cast) eventually(what string, ask func() error) {
 	}
 }
 
+// fetched waits until a worker has a share of what it fetches.
+func (c *cast) fetched(w *fleet.Node, share float64) {
+	c.t.Helper()
+	c.eventually(fmt.Sprintf("%.0f%% are there", 100*share), func() error {
+		st, err := w.Status(c.t.Context())
+		if err != nil {
+			return err
+		}
+		if p := st[w.Name].Progress; p < share {
+			return fmt.Errorf("%.2f", p)
+		}
+		return nil
+	})
+}
+
+// has waits until a node has one file of a pattern, of so many bytes at least.
+func (c *cast) has(n *fleet.Node, pattern string, size int64) {
+	c.t.Helper()
+	c.eventually(n.Name+" has "+pattern, func() error {
+		made, err := filepath.Glob(filepath.Join(n.Data, filepath.FromSlash(pattern)))
+		if err != nil {
+			return fleet.Stop(err)
+		}
+		if len(made) == 1 {
+			if info, err := os.Stat(made[0]); err == nil && info.Size() >= size {
+				return nil
+			}
+		}
+		return fmt.Errorf("there are %q", made)
+	})
+}
+
 // says waits until a node's log, from byte from on, has a line with all of the words.
 func (c *cast) says(n *fleet.Node, from int64, words ...string) string {
 	c.t.Helper()

@@ -1,8 +1,6 @@
 package disk
 
 import (
-	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -84,16 +82,7 @@ func faultAtBootstrap(t *testing.T, fault diskFault) {
 	d := newDisk(t, "ext4", 64)
 	c.on(d, "w1")
 	w := c.start("worker", "w1", "--download-rate", "1MB/s")
-	c.eventually("a quarter is there", func() error {
-		st, err := w.Status(t.Context())
-		if err != nil {
-			return err
-		}
-		if p := st["w1"].Progress; p < 0.25 {
-			return fmt.Errorf("%.2f", p)
-		}
-		return nil
-	})
+	c.fetched(w, 0.25)
 	from := logged(w)
 	over := fault.strike(t, d, w.PID())
 	t.Log(strings.TrimSpace(c.says(w, from, fault.says...)))
@@ -114,14 +103,7 @@ func faultAtMint(t *testing.T, fault diskFault) {
 	c.mustWrite(m, 3*mib)
 	minted := make(chan error, 1)
 	go func() { minted <- m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil) }()
-	c.eventually("a mint is half done", func() error {
-		if made, _ := filepath.Glob(filepath.Join(m.Data, "snapshots", "*.mint")); len(made) == 1 {
-			if info, err := os.Stat(made[0]); err == nil && info.Size() > mib {
-				return nil
-			}
-		}
-		return errors.New("not yet")
-	})
+	c.has(m, "snapshots/*.mint", mib)
 	over := fault.strike(t, d, m.PID())
 	err := <-minted
 	if err == nil || !strings.Contains(err.Error(), fault.says[0]) {
@@ -196,12 +178,7 @@ func faultAtRestore(t *testing.T, fault diskFault) {
 	c.mustWrite(m, 3*mib)
 	c.snapshot(m)
 	c.converged(m, "m1", "m2")
-	c.eventually("the other manager has the snapshot, too", func() error {
-		if made, _ := filepath.Glob(filepath.Join(w.Data, "snapshots", "*.mdb")); len(made) != 1 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
+	c.has(w, "snapshots/*.mdb", 0)
 	m.Kill()
 	halve(t, environment(t, m))
 	args, err := c.Command(m)
@@ -219,12 +196,7 @@ func faultAtRestore(t *testing.T, fault diskFault) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	c.eventually("a restore is half done", func() error {
-		if made, _ := filepath.Glob(filepath.Join(m.Data, "restoring", "snapshots", "*.part")); len(made) == 1 {
-			return nil
-		}
-		return errors.New("not yet")
-	})
+	c.has(m, "restoring/snapshots/*.part", 0)
 	over := fault.strike(t, d, cmd.Process.Pid)
 	waits := false
 	select {
