@@ -199,7 +199,7 @@ func (n *node) run(cmd *cobra.Command) error {
 		return err
 	}
 	n.peer.Logger = log
-	limitMemory(n.peer.Role)
+	limitMemory()
 
 	ctx := cmd.Context()
 	p, err := peer.Start(ctx, n.peer)
@@ -237,18 +237,18 @@ func (n *node) run(cmd *cobra.Command) error {
 	return closed
 }
 
+// memoryLimit is of the Go heap, in bytes: with what clients may fill (--client-memory)
+// and the garbage of it, an attack takes less than 64 MiB more than a node at rest has.
+const memoryLimit = 72 << 20
+
 // limitMemory keeps the Go heap small beside LMDB's page cache, which is what
 // the machine's memory is for. What lives on it is a few MiB, so there may be
 // twice as much garbage: with half as much, a tenth of the processor time of a
 // rebuild went into collecting it. The limit makes the garbage less when clients
-// fill their share (--client-memory). GOMEMLIMIT and GOGC in the environment win.
-func limitMemory(role gossip.Role) {
-	limit := int64(80 << 20)
-	if role == gossip.Manager {
-		limit = 96 << 20 // it decodes imports and hashes snapshots
-	}
+// fill their share. GOMEMLIMIT and GOGC in the environment win.
+func limitMemory() {
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(limit)
+		debug.SetMemoryLimit(memoryLimit)
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(200)

@@ -75,7 +75,7 @@ func startChild(t *testing.T, ca *trusttest.Authority) *child {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+string(text), "GOGC=200", "GOMEMLIMIT=96MiB")
+	cmd.Env = append(os.Environ(), childEnv+"="+string(text), "GOGC=200", "GOMEMLIMIT=72MiB")
 	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()
 	if err != nil {

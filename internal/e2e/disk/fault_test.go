@@ -174,6 +174,7 @@ func TestNoDescriptors(t *testing.T) {
 			c := *c
 			c.t = t
 			restore := limitDescriptors(t, n)
+			c.limit = 2 * time.Second // a connection that nobody can accept waits for good
 			fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
 			for range 20 {
 				resp, err := fresh.Get("http://" + n.Addrs.HTTP + "/healthz")
@@ -184,12 +185,13 @@ func TestNoDescriptors(t *testing.T) {
 					t.Log(err)
 				}
 			}
-			if err := n.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil); err != nil {
+			if err := c.mint(n); err != nil {
 				t.Log(err)
 			}
 			c.holds(n, "key-00000001", "key-00001000") // over a connection that is there
 			c.alive(n)
 			restore()
+			c.limit = patience
 			c.eventually("others can connect again", func() error {
 				resp, err := fresh.Get("http://" + n.Addrs.HTTP + "/v1/kv/key-00000001")
 				if err != nil {
@@ -205,7 +207,7 @@ func TestNoDescriptors(t *testing.T) {
 			c.converged(m, "m1", "w1")
 			c.holdsAll(n)
 			c.alive(n)
-			if err := m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil); err != nil {
+			if err := c.mint(m); err != nil {
 				t.Error(err)
 			}
 		})

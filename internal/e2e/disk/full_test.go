@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -75,16 +74,8 @@ func fullAtMint(t *testing.T, kind string) {
 	m := c.start("manager", "m1", "--snapshot-every", "0", "--mint-rate", "2MB/s")
 	c.mustWrite(m, 6*mib)
 	minted := make(chan error, 1)
-	go func() { minted <- m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil) }()
-	half := filepath.Join(m.Data, "snapshots", "*.mint")
-	c.eventually("a mint is half done", func() error {
-		if made, _ := filepath.Glob(half); len(made) == 1 {
-			if info, err := os.Stat(made[0]); err == nil && info.Size() > mib {
-				return nil
-			}
-		}
-		return errors.New("not yet")
-	})
+	go func() { minted <- c.mint(m) }()
+	c.has(m, "snapshots/*.mint", mib)
 	d.leave(0)
 	err := <-minted
 	if err == nil || !strings.Contains(err.Error(), "no space left") {
@@ -92,7 +83,7 @@ func fullAtMint(t *testing.T, kind string) {
 	}
 	t.Log(err)
 	c.eventually("nothing is left of it", func() error {
-		if all, _ := os.ReadDir(filepath.Dir(half)); len(all) > 0 {
+		if all, _ := os.ReadDir(filepath.Join(m.Data, "snapshots")); len(all) > 0 {
 			return fmt.Errorf("there is %s", all[0].Name())
 		}
 		return nil
@@ -100,7 +91,7 @@ func fullAtMint(t *testing.T, kind string) {
 	c.holdsAll(m)
 	c.alive(m)
 	d.clear()
-	if err := m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil); err != nil {
+	if err := c.mint(m); err != nil {
 		t.Fatal(err)
 	}
 	m.Kill()
@@ -114,7 +105,7 @@ func fullAtBootstrap(t *testing.T, kind string) {
 	m := c.start("manager", "m1", "--snapshot-every", "0")
 	c.mustWrite(m, 6*mib)
 	var snap struct{ Size int64 }
-	if err := m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, &snap); err != nil {
+	if err := c.post(m, "/v1/snapshots", nil, &snap); err != nil {
 		t.Fatal(err)
 	}
 	c.mustWrite(m, 100*kib)
@@ -231,7 +222,7 @@ func fullWriter(t *testing.T, kind string) {
 			t.Errorf("the error does not say why: %v", err)
 		}
 		var snap string
-		if err := m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, &snap); err == nil {
+		if err := c.post(m, "/v1/snapshots", nil, &snap); err == nil {
 			t.Fatal("a snapshot was minted without room for it")
 		} else {
 			t.Log(err)
@@ -251,7 +242,7 @@ func fullWriter(t *testing.T, kind string) {
 	}
 	c.holdsAll(m)
 	c.holdsAll(w)
-	if err := m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil); err != nil {
+	if err := c.mint(m); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -27,12 +27,13 @@ type cast struct {
 	dir     string
 	written map[string]string // acknowledged
 	wrote   int
+	limit   time.Duration // of a write, and of a mint
 }
 
 func newCast(t *testing.T) *cast {
 	needRoot(t)
 	dir := t.TempDir()
-	c := &cast{fleet.New(os.Getenv("QS_PEER"), dir), t, dir, map[string]string{}, 0}
+	c := &cast{fleet.New(os.Getenv("QS_PEER"), dir), t, dir, map[string]string{}, 0, patience}
 	t.Cleanup(func() {
 		c.Close()
 		if t.Failed() {
@@ -88,7 +89,7 @@ func (c *cast) write(to *fleet.Node, size int) error {
 			k, v := fmt.Sprintf("key-%08d", c.wrote), strings.Repeat(fmt.Sprintf("%08d.", c.wrote), valueSize/9)
 			ops, batch[k] = append(ops, map[string]string{"op": "put", "key": k, "value": v}), v
 		}
-		if err := to.Call(c.t.Context(), http.MethodPost, "/v1/txn", map[string]any{"ops": ops}, nil); err != nil {
+		if err := c.post(to, "/v1/txn", map[string]any{"ops": ops}, nil); err != nil {
 			return err
 		}
 		for k, v := range batch {
@@ -96,6 +97,15 @@ func (c *cast) write(to *fleet.Node, size int) error {
 		}
 	}
 	return nil
+}
+
+// mint has a node publish a snapshot.
+func (c *cast) mint(n *fleet.Node) error { return c.post(n, "/v1/snapshots", nil, nil) }
+
+func (c *cast) post(to *fleet.Node, path string, body, answer any) error {
+	ctx, cancel := context.WithTimeout(c.t.Context(), c.limit)
+	defer cancel()
+	return to.Call(ctx, http.MethodPost, path, body, answer)
 }
 
 func (c *cast) mustWrite(to *fleet.Node, size int) {

@@ -102,7 +102,7 @@ func faultAtMint(t *testing.T, fault diskFault) {
 	m := c.start("manager", "m1", "--snapshot-every", "0", "--mint-rate", "1MB/s")
 	c.mustWrite(m, 3*mib)
 	minted := make(chan error, 1)
-	go func() { minted <- m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil) }()
+	go func() { minted <- c.mint(m) }()
 	c.has(m, "snapshots/*.mint", mib)
 	over := fault.strike(t, d, m.PID())
 	err := <-minted
@@ -115,7 +115,7 @@ func faultAtMint(t *testing.T, fault diskFault) {
 	}
 	c.holdsAll(m)
 	m = c.outlive(fault, over, m, true)
-	c.eventually("it mints again", func() error { return m.Call(t.Context(), http.MethodPost, "/v1/snapshots", nil, nil) })
+	c.eventually("it mints again", func() error { return c.mint(m) })
 	c.eventually("it takes writes again", func() error { return c.write(m, kib) })
 	c.holdsAll(m)
 	m.Kill()
@@ -242,7 +242,7 @@ func faultAtRestore(t *testing.T, fault diskFault) {
 
 func (c *cast) snapshot(m *fleet.Node) {
 	c.t.Helper()
-	if err := m.Call(c.t.Context(), http.MethodPost, "/v1/snapshots", nil, nil); err != nil {
+	if err := c.mint(m); err != nil {
 		c.t.Fatal(err)
 	}
 }
