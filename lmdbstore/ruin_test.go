@@ -221,7 +221,7 @@ func ruinedLife(dir, ruin string, seed uint64) (string, error) {
 			return "", err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), life)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var work sync.WaitGroup
 	var wrong sync.Map
@@ -262,9 +262,11 @@ func ruinedLife(dir, ruin string, seed uint64) (string, error) {
 	}
 	began := make(chan struct{})
 	work.Go(func() {
+		begin := sync.OnceFunc(func() { close(began) })
+		defer begin()
 		for version := 1; ctx.Err() == nil; version++ {
 			if version == 3 {
-				close(began)
+				begin()
 			}
 			ops := make([]txlog.Op, 1+r.IntN(200))
 			for i := range ops {
@@ -302,6 +304,7 @@ func ruinedLife(dir, ruin string, seed uint64) (string, error) {
 	if err := data.Close(); err != nil {
 		return "", err
 	}
+	defer time.AfterFunc(life, cancel).Stop()
 	work.Wait()
 	outcome := "unnoticed"
 	if err := s.Damage(); err != nil {

@@ -88,6 +88,19 @@ func TestProcessesEndWithTheNetwork(t *testing.T) {
 	check(t, n.Close())
 }
 
+// The thread that starts processes ends, and with it they, only if it is not the first one.
+func TestStarterThreads(t *testing.T) {
+	for range 1000 {
+		s, err := newStarter()
+		check(t, err)
+		thread := s.thread
+		s.close()
+		if thread == os.Getpid() {
+			t.Fatal("the process's first thread starts processes")
+		}
+	}
+}
+
 // What a process leaves running ends with it.
 func TestTreesEndTogether(t *testing.T) {
 	n := newNetwork(t)

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 var errClosed = errors.New("the network is closed")
@@ -15,6 +16,7 @@ var errClosed = errors.New("the network is closed")
 // parent, which lives as long as the starter: a process asks the kernel to be
 // killed when its parent ends, and the kernel takes the thread for the parent.
 type starter struct {
+	thread int // its id
 	jobs chan startJob
 	stop chan struct{}
 	done chan struct{}
@@ -32,11 +34,13 @@ func newStarter() (*starter, error) {
 	if err != nil {
 		return nil, err
 	}
-	go func() {
+	ready := make(chan struct{})
+	go onOtherThread(func() {
 		defer close(s.done)
 		defer home.Close()
 		// Never unlocked: the thread, and what it started, ends with the goroutine.
-		runtime.LockOSThread()
+		s.thread = unix.Gettid()
+		close(ready)
 		for {
 			select {
 			case j := <-s.jobs:
@@ -45,8 +49,27 @@ func newStarter() (*starter, error) {
 				return
 			}
 		}
-	}()
+	})
+	<-ready
 	return s, nil
+}
+
+// onOtherThread runs f locked to a thread that ends with it: to any but the first of the
+// process, which Go never ends.
+func onOtherThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	locked := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(locked)
+		f()
+	}()
+	<-locked // until then nobody else gets the first
+	runtime.UnlockOSThread()
 }
 
 func (s *starter) run(j startJob, home netns.NsHandle) error {
