@@ -44,7 +44,7 @@ func TestStrangers(t *testing.T) {
 			before := m.drops(test.want)
 			config := test.creds.ClientConfig(nil)
 			config.VerifyConnection = nil // it connects to whomever
-			conn, err := w.dial(t.Context(), a1, config)
+			conn, err := w.dial(t.Context(), addrOf(t, a9), a1, config)
 			if err == nil {
 				conn.SetDeadline(time.Now().Add(time.Hour))
 				conn.Write(append([]byte{kindPackets}, appendFrame(nil, []byte("\x08record"))...))

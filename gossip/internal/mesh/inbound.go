@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -19,15 +20,32 @@ const (
 	requestTimeout = 10 * time.Second // for the request of an exchange
 )
 
-// inbound is a connection that somebody else made.
-type inbound struct {
+// connection is one that somebody else made, or one that carries packets.
+type connection struct {
 	net.Conn
 	r      *bufio.Reader
 	id     trust.Identity
 	member *member
+	born   time.Time
+	// The side that made it ends it once it was idle or is old; the other side does so
+	// when that did not happen.
+	ours bool
 
-	strikes int // packets of a flood in a row
+	used  atomic.Int64  // when a packet came or went last: after born, in ns
+	ended chan struct{} // closed when no more packets come
+	// strikes are packets of a flood in a row.
+	strikes int
 }
+
+func newConnection(conn net.Conn, id trust.Identity, m *member) *connection {
+	return &connection{Conn: conn, r: bufio.NewReader(conn), id: id, member: m, born: time.Now(), ended: make(chan struct{})}
+}
+
+// use says that a packet comes or goes.
+func (c *connection) use() { c.used.Store(int64(time.Since(c.born))) }
+
+// idle returns for how long none did.
+func (c *connection) idle() time.Duration { return time.Since(c.born) - time.Duration(c.used.Load()) }
 
 // accept takes connections until the listener is closed.
 func (t *Transport) accept() {
@@ -96,8 +114,8 @@ func (t *Transport) welcome(conn net.Conn) {
 		refuse(err)
 		return
 	}
-	c := &inbound{Conn: conn, r: bufio.NewReader(conn), id: id, member: m}
-	defer func() { t.roster.leave(id, m, time.Now()) }()
+	c := newConnection(conn, id, m)
+	defer func() { t.roster.leave(c, time.Now()) }()
 	kind, err := c.r.ReadByte()
 	switch {
 	case err != nil:
@@ -127,29 +145,34 @@ func late(err error) error {
 }
 
 // receive takes packets until the connection ends.
-func (t *Transport) receive(c *inbound) error {
+func (t *Transport) receive(c *connection) error {
+	defer close(c.ended)
 	if oldest := t.roster.carryPackets(c); oldest != nil {
 		oldest.Close()
 	}
 	defer t.roster.dropPackets(c)
-	end := time.Now().Add(inboundAge)
+	end := c.born.Add(inboundAge)
 	for {
 		now := time.Now()
-		c.SetReadDeadline(earlier(now.Add(inboundIdle), end))
+		c.SetReadDeadline(earlier(now.Add(inboundIdle-c.idle()), end))
 		if now.After(end) {
 			return errors.New("the connection is old")
 		}
 		if _, err := c.r.Peek(1); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				return errors.New("no packet for a long time")
+			switch {
+			case !errors.Is(err, os.ErrDeadlineExceeded):
+				return err
+			case c.idle() < inboundIdle:
+				continue
 			}
-			return err
+			return errors.New("no packet for a long time")
 		}
 		c.SetReadDeadline(time.Now().Add(packetTimeout))
 		b, err := readFrame(c.r, MaxPacket, nil)
 		if err != nil {
 			return err
 		}
+		c.use()
 		if err := t.takePacket(c, b, time.Now()); err != nil {
 			return err
 		}
@@ -165,7 +188,7 @@ func earlier(a, b time.Time) time.Time {
 
 // takePacket passes on what is in a packet, and drops the rest. An error means that
 // the connection is to be closed.
-func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
+func (t *Transport) takePacket(c *connection, b []byte, now time.Time) error {
 	parts, err := splitPacket(b)
 	if err := c.member.take(max(len(parts), 1), len(b), now); err != nil {
 		return t.strike(c, err)
@@ -229,7 +252,7 @@ func (t *Transport) takePacket(c *inbound, b []byte, now time.Time) error {
 
 // strike drops what was too much, and does not read on for a moment. An error means
 // that this goes on.
-func (t *Transport) strike(c *inbound, err error) error {
+func (t *Transport) strike(c *connection, err error) error {
 	if c.strikes++; c.strikes > maxStrikes {
 		return err
 	}
@@ -238,7 +261,7 @@ func (t *Transport) strike(c *inbound, err error) error {
 }
 
 // answer receives the request of an exchange and gives it to memberlist.
-func (t *Transport) answer(c *inbound) error {
+func (t *Transport) answer(c *connection) error {
 	if err := t.roster.openStream(c.member); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -21,13 +22,16 @@ const (
 	linkQueue = 64
 	maxQueued = 8 << 20
 
-	// linkIdle is how long a connection stays without packets. The other side
-	// keeps it for longer, so that none is sent into a connection that it closes.
+	// linkIdle is how long a connection stays without packets either way: then the side
+	// that made it ends it. The other side sends none over it for a while before that,
+	// so that none is lost, and keeps it for longer.
 	linkIdle    = time.Minute
+	backIdle    = linkIdle * 3 / 4
 	inboundIdle = 3 * linkIdle
 	// linkAge is how long a connection is used, so that certificates are looked at
-	// again: who has none any more is gone after inboundAge.
+	// again, and the same: who has none any more is gone after inboundAge.
 	linkAge    = 30 * time.Minute
+	backAge    = linkAge - linkIdle
 	inboundAge = 2 * linkAge
 
 	dialTimeout  = 10 * time.Second
@@ -42,6 +46,8 @@ const (
 	unknown   = "unknown" // nobody who is connected, or known to be there
 )
 
+var errEnded = errors.New("the connection ended")
+
 // links are the connections that packets leave by.
 type links struct {
 	mu     sync.Mutex // guards what follows
@@ -50,9 +56,11 @@ type links struct {
 	empty  chan struct{} // if not nil: closed once nothing is queued that can be sent
 }
 
-// link is the way to one node. A goroutine dials and then writes what is queued.
+// link is the way to one node. A goroutine writes what is queued: over a connection of
+// that node's if there is one, else it dials.
 type link struct {
 	to     memberlist.Address
+	over   *connection // nil: dial
 	queue  chan []byte
 	used   time.Time // guarded by links.mu
 	cancel context.CancelFunc
@@ -73,7 +81,7 @@ func (t *Transport) send(to memberlist.Address, packet []byte) {
 			return
 		}
 		s.makeRoom(to.Name)
-		l = &link{to: to, queue: make(chan []byte, linkQueue)}
+		l = &link{to: to, over: t.roster.over(to.Name, hostOf(to.Addr)), queue: make(chan []byte, linkQueue)}
 		var ctx context.Context
 		ctx, l.cancel = context.WithCancel(t.ctx)
 		s.all[to] = l
@@ -205,49 +213,80 @@ func (t *Transport) run(ctx context.Context, l *link) {
 	}
 }
 
-// carry connects, and writes packets until there are none for a while.
+// carry writes packets until there are none for a while.
 func (t *Transport) carry(ctx context.Context, l *link) error {
+	if l.over != nil {
+		// Its maker may just have ended it.
+		err := t.write(ctx, l, l.over, nil)
+		if ctx.Err() != nil || t.links.retire(l) {
+			return err
+		}
+	}
 	dialCtx, cancel := context.WithTimeout(ctx, dialTimeout)
-	conn, _, err := t.dial(dialCtx, l.to)
+	conn, id, err := t.dial(dialCtx, l.to)
 	cancel()
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	// The other side says nothing here; what is read is the end.
-	ended := make(chan error, 1)
+	c := newConnection(conn, id, t.roster.meet(id))
+	c.ours = true
 	t.wg.Add(1)
 	go func() {
 		defer t.wg.Done()
-		_, err := conn.Read(make([]byte, 1))
-		ended <- err
+		err := late(t.receive(c))
+		conn.Close()
+		t.roster.leave(c, time.Now())
+		if trust.ReasonOf(err) != trust.Failed && ctx.Err() == nil {
+			t.dropped(id.String(), err)
+		}
 	}()
-	idle, aged := time.NewTimer(linkIdle), time.NewTimer(linkAge)
-	defer idle.Stop()
-	defer aged.Stop()
-	buf := []byte{kindPackets}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	return t.write(ctx, l, c, []byte{kindPackets})
+}
+
+// lasts returns for how long packets may be sent over a connection from now on, if none
+// is sent or comes.
+func (c *connection) lasts() time.Duration {
+	idle, age := linkIdle, linkAge
+	if !c.ours {
+		idle, age = backIdle, backAge
+	}
+	return min(idle-c.idle(), age-time.Since(c.born))
+}
+
+// write writes packets to a connection, after what it begins with, until there are none
+// for a while or the connection ends.
+func (t *Transport) write(ctx context.Context, l *link, c *connection, buf []byte) error {
+	over := time.NewTimer(c.lasts())
+	defer over.Stop()
 	for {
 		select {
 		case b := <-l.queue:
 			buf = appendFrame(buf, b)
-			err := writeWithin(conn, buf, writeTimeout)
+			c.use()
+			err := writeWithin(c, buf, writeTimeout)
 			t.links.sent(len(b))
 			if err != nil {
 				t.lost.WithLabelValues(string(trust.ReasonOf(err))).Inc()
+				c.Close()
 				return err
 			}
 			buf = buf[:0]
-			idle.Reset(linkIdle)
-		case <-aged.C:
-			idle.Reset(0)
-			aged.Reset(time.Second) // if there is something to send just now
-		case err := <-ended:
-			return err
-		case <-idle.C:
-			if t.links.retire(l) {
+		case <-over.C:
+			left := c.lasts()
+			switch {
+			case left > 0:
+			case t.links.retire(l):
 				return nil
+			case !c.ours: // there is something to send just now: over another
+				return nil
+			default:
+				left = time.Second
 			}
+			over.Reset(left)
+		case <-c.ended:
+			return errEnded
 		case <-ctx.Done():
 			return nil
 		}
@@ -260,4 +299,13 @@ func writeWithin(conn net.Conn, b []byte, timeout time.Duration) error {
 	}
 	_, err := conn.Write(b)
 	return err
+}
+
+// hostOf returns the host of an address, or all of it if it has no port.
+func hostOf(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	return host
 }

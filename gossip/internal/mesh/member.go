@@ -51,7 +51,7 @@ type roster struct {
 type member struct {
 	conns    int
 	streams  int
-	packets  []*inbound // its packet connections, the oldest first
+	packets  []*connection // its packet connections, the oldest first
 	opened   *rate.Limiter
 	bytes    *rate.Limiter
 	messages *rate.Limiter
@@ -93,6 +93,25 @@ func (r *roster) enter(id trust.Identity, now time.Time) (*member, error) {
 	case m != nil && m.conns >= maxConns:
 		return nil, tooMany("%d connections of this member are open already", m.conns)
 	}
+	m = r.member(id)
+	r.conns++
+	r.names[id.Name]++
+	m.conns++
+	return m, nil
+}
+
+// meet returns who is at the other end of a connection that this side made.
+func (r *roster) meet(id trust.Identity) *member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.member(id)
+	m.conns++
+	return m
+}
+
+// member returns the member of an identity. r.mu is held.
+func (r *roster) member(id trust.Identity) *member {
+	m := r.members[id]
 	if m == nil {
 		m = &member{
 			opened:   rate.NewLimiter(connRate, connBurst),
@@ -103,41 +122,40 @@ func (r *roster) enter(id trust.Identity, now time.Time) (*member, error) {
 		}
 		r.members[id] = m
 	}
-	r.conns++
-	r.names[id.Name]++
-	m.conns++
-	return m, nil
+	return m
 }
 
-// leave is the end of a connection that entered.
-func (r *roster) leave(id trust.Identity, m *member, now time.Time) {
+// leave is the end of a connection that entered, or whose other end was met.
+func (r *roster) leave(c *connection, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.conns--
-	if r.names[id.Name]--; r.names[id.Name] == 0 {
-		delete(r.names, id.Name)
+	if !c.ours {
+		r.conns--
+		if r.names[c.id.Name]--; r.names[c.id.Name] == 0 {
+			delete(r.names, c.id.Name)
+		}
 	}
-	if m.conns--; m.conns == 0 {
-		m.left = now
+	if c.member.conns--; c.member.conns == 0 {
+		c.member.left = now
 	}
 }
 
 // carryPackets makes c one of its member's packet connections. It returns one that
 // is to be closed for it, or nil.
-func (r *roster) carryPackets(c *inbound) (oldest *inbound) {
+func (r *roster) carryPackets(c *connection) (oldest *connection) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := c.member
 	m.packets = append(m.packets, c)
 	if len(m.packets) > maxPacketConns {
 		oldest = m.packets[0]
-		m.packets = append([]*inbound(nil), m.packets[1:]...)
+		m.packets = append([]*connection(nil), m.packets[1:]...)
 	}
 	return oldest
 }
 
 // dropPackets takes c off its member's packet connections.
-func (r *roster) dropPackets(c *inbound) {
+func (r *roster) dropPackets(c *connection) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i, other := range c.member.packets {
@@ -146,6 +164,27 @@ func (r *roster) dropPackets(c *inbound) {
 			return
 		}
 	}
+}
+
+// over returns the newest connection from a name at a host that packets can go back
+// over, or nil. Its maker, which ends it, does not do so just now.
+func (r *roster) over(name, host string) (newest *connection) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.names[name] == 0 {
+		return nil
+	}
+	for id, m := range r.members {
+		if id.Name != name {
+			continue
+		}
+		for _, c := range m.packets {
+			if !c.ours && c.lasts() > 0 && hostOf(c.RemoteAddr().String()) == host && (newest == nil || c.born.After(newest.born)) {
+				newest = c
+			}
+		}
+	}
+	return newest
 }
 
 // openStream counts a stream, which closeStream ends.

@@ -110,7 +110,7 @@ func (t *Transport) Collectors() []prometheus.Collector {
 	connections := func(direction string, count func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name:        "qs_gossip_connections",
-			Help:        "Connections of the gossip with TLS: in, of any kind; out, those that carry packets.",
+			Help:        "Connections of the gossip with TLS: in, those that others made; out, nodes that packets are sent to, over connections of either side.",
 			ConstLabels: prometheus.Labels{"direction": direction},
 		}, func() float64 { return float64(count()) })
 	}

@@ -45,8 +45,16 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 func (l *pipeListener) Close() error   { l.once.Do(func() { close(l.down) }); return nil }
 func (l *pipeListener) Addr() net.Addr { return l.addr }
 
-// dial connects a client to the host at addr.
-func (w *wire) dial(ctx context.Context, addr string, c *tls.Config) (*tls.Conn, error) {
+// from is a pipe's end that says who is at the other.
+type from struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (f from) RemoteAddr() net.Addr { return f.addr }
+
+// dial connects a client at an address to the host at addr.
+func (w *wire) dial(ctx context.Context, at net.Addr, addr string, c *tls.Config) (*tls.Conn, error) {
 	w.mu.Lock()
 	l := w.hosts[addr]
 	w.mu.Unlock()
@@ -55,7 +63,7 @@ func (w *wire) dial(ctx context.Context, addr string, c *tls.Config) (*tls.Conn,
 	}
 	near, far := net.Pipe()
 	select {
-	case l.conns <- far:
+	case l.conns <- from{far, at}:
 	case <-l.down:
 		return nil, errors.New("connection refused")
 	case <-ctx.Done():
@@ -96,7 +104,7 @@ func (w *wire) start(t *testing.T, c *trust.Credentials, addr string) *node {
 	n.Transport = New(Options{
 		Listener: tls.NewListener(l, c.ServerConfig()),
 		Dial: func(ctx context.Context, addr string, check func(trust.Identity) error) (net.Conn, error) {
-			return w.dial(ctx, addr, c.ClientConfig(check))
+			return w.dial(ctx, l.addr, addr, c.ClientConfig(check))
 		},
 		Where: func(name, addr string) (there, known bool) {
 			n.mu.Lock()
@@ -188,7 +196,7 @@ func (n *node) know(name, addr string) {
 // raw connects to n as c, and sends what the caller writes.
 func (n *node) raw(c *trust.Credentials) *tls.Conn {
 	n.Helper()
-	conn, err := n.wire.dial(n.Context(), n.addr, c.ClientConfig(nil))
+	conn, err := n.wire.dial(n.Context(), addrOf(n.T, a9), n.addr, c.ClientConfig(nil))
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -212,7 +220,7 @@ func ended(conn net.Conn) time.Duration {
 	return time.Since(begin)
 }
 
-const a1, a2, a3 = "10.0.0.1:7946", "10.0.0.2:7946", "10.0.0.3:7946"
+const a1, a2, a3, a9 = "10.0.0.1:7946", "10.0.0.2:7946", "10.0.0.3:7946", "10.0.0.9:7946"
 
 // meshed runs a scenario with two nodes, m1 and w1, that know each other.
 func meshed(t *testing.T, scenario func(t *testing.T, ca *trusttest.Authority, w *wire, m, n *node)) {
@@ -265,6 +273,98 @@ func TestPackets(t *testing.T) {
 		n.to([]byte("\x08anew"), "m1", a1)
 		if messages, _ := m.seen(); len(messages) != 4 {
 			t.Errorf("messages %q", messages)
+		}
+	})
+}
+
+// Packets go back over the connection that brought some, as long as its maker keeps it;
+// then over one that is made anew. None is lost when it ends.
+func TestPacketsGoBack(t *testing.T) {
+	meshed(t, func(t *testing.T, ca *trusttest.Authority, w *wire, m, n *node) {
+		n.to([]byte("\x08there"), "m1", a1)
+		m.seen()
+		open := func(mIn, nIn int) {
+			t.Helper()
+			synctest.Wait()
+			if got := [2]int{m.roster.inUse(), n.roster.inUse()}; got != [2]int{mIn, nIn} {
+				t.Fatalf("m1 and w1 accepted %v connections that are open; want %d and %d", got, mIn, nIn)
+			}
+		}
+		sent := 0
+		back := func() {
+			t.Helper()
+			sent++
+			m.to([]byte("\x08back"), "w1", a2)
+			if messages, _ := n.seen(); len(messages) != sent {
+				t.Fatalf("%d messages of %d", len(messages), sent)
+			}
+		}
+		back()
+		open(1, 0)
+		for range 20 { // packets one way keep it, though its maker sends none
+			time.Sleep(backIdle - time.Second)
+			back()
+		}
+		open(1, 0)
+		time.Sleep(backIdle + time.Second) // too close to when w1 ends it
+		back()
+		open(1, 1)
+		time.Sleep(linkIdle - backIdle)
+		open(0, 1) // w1 ended its own; what it sends goes back over m1's
+		n.to([]byte("\x08there"), "m1", a1)
+		if messages, _ := m.seen(); len(messages) != 2 {
+			t.Fatalf("messages %q", messages)
+		}
+		open(0, 1)
+		time.Sleep(inboundIdle)
+		open(0, 0)
+
+		// One that ends with packets under way is replaced.
+		n.to([]byte("\x08there"), "m1", a1)
+		m.seen()
+		back()
+		n.Shutdown()
+		n2 := w.start(t, n.creds, a2)
+		m.to([]byte("\x08back"), "w1", a2)
+		if messages, _ := n2.seen(); len(messages) != 1 {
+			t.Errorf("messages %q at one that was started anew", messages)
+		}
+
+		// Somebody of that name at another host does not get them.
+		m.know("w3", a3)
+		n3 := w.start(t, ca.Open(t, trust.RoleWorker, "w3"), a3)
+		other := m.raw(n3.creds)
+		m.write(other, append([]byte{kindPackets}, appendFrame(nil, acked(t, 0))...))
+		m.to([]byte("\x08for w3"), "w3", a3)
+		if messages, _ := n3.seen(); len(messages) != 1 {
+			t.Errorf("messages %q of one", messages)
+		}
+		if lost := lostPackets(t, m); len(lost) > 0 {
+			t.Errorf("packets were lost: %v", lost)
+		}
+	})
+}
+
+// A connection over which both send is replaced, too, and nothing is lost by it.
+func TestConnectionsOfBothAge(t *testing.T) {
+	meshed(t, func(t *testing.T, _ *trusttest.Authority, _ *wire, m, n *node) {
+		const times = 4 * int(linkAge/linkIdle)
+		for range times {
+			n.to([]byte("\x08there"), "m1", a1)
+			synctest.Wait()
+			m.to([]byte("\x08back"), "w1", a2)
+			time.Sleep(linkIdle / 2)
+		}
+		there, _ := m.seen()
+		back, _ := n.seen()
+		if len(there) != times || len(back) != times {
+			t.Errorf("%d and %d of %d arrived", len(there), len(back), times)
+		}
+		if lost := []map[string]int{lostPackets(t, m), lostPackets(t, n)}; len(lost[0])+len(lost[1]) > 0 {
+			t.Errorf("packets were lost: %v", lost)
+		}
+		if in := m.roster.inUse() + n.roster.inUse(); in > 2 {
+			t.Errorf("%d connections", in)
 		}
 	})
 }
