@@ -17,9 +17,9 @@ var errClosed = errors.New("the network is closed")
 // killed when its parent ends, and the kernel takes the thread for the parent.
 type starter struct {
 	thread int // its id
-	jobs chan startJob
-	stop chan struct{}
-	done chan struct{}
+	jobs   chan startJob
+	stop   chan struct{}
+	done   chan struct{}
 }
 
 type startJob struct {
