@@ -205,7 +205,7 @@ func (e *env) explain(err error) error {
 	switch {
 	case full:
 		return fmt.Errorf("no space left on the file system of %s; free some and try again: %w", e.dir, errno)
-	case isUnsound(err):
+	case isUnsound(err), isMapResized(err): // who writes is the only one to change the map
 		return fmt.Errorf("%w: %s: %w", ErrDamaged, e.dir, errno)
 	}
 	return fmt.Errorf("write environment %s: %w", e.dir, errno)

@@ -154,7 +154,7 @@ func survivors(t *testing.T, dir string, seed uint64) {
 	err = s.View(func(tx *Tx) error {
 		return tx.Scan(Range{}, func(k, v []byte) error {
 			if !rightValue(string(k), v) {
-				return fmt.Errorf("wrong value of %s: %.80s", k, v)
+				return fmt.Errorf("wrong value of %s: %.200s", k, v)
 			}
 			return nil
 		})
@@ -311,7 +311,7 @@ func ruinedLife(dir, ruin string, seed uint64) (string, error) {
 		outcome = "noticed: " + err.Error()
 	}
 	var all []string
-	wrong.Range(func(k, v any) bool { all = append(all, fmt.Sprintf("%s: %.80s", k, v)); return len(all) < 5 })
+	wrong.Range(func(k, v any) bool { all = append(all, fmt.Sprintf("%s: %.200s", k, v)); return len(all) < 5 })
 	if len(all) > 0 {
 		outcome = "wrong: " + strings.Join(all, "; ") + "; " + outcome
 	}
