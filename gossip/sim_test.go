@@ -76,7 +76,10 @@ func simulated(t *testing.T, secure bool, scenario func(s *sim)) {
 	})
 }
 
-func addr(i int) string { return fmt.Sprintf("10.0.0.%d:7946", i) }
+// addr returns an address: i and otherPort+i are of the same host.
+func addr(i int) string { return fmt.Sprintf("10.0.0.%d:%d", i%otherPort, 7946+i/otherPort) }
+
+const otherPort = 256
 
 func name(i int) string { return fmt.Sprintf("n%02d", i) }
 
@@ -433,13 +436,19 @@ func TestClockBack(t *testing.T) {
 }
 
 func TestOneNameTwice(t *testing.T) {
+	for at, newcomer := range map[string]int{"another host": 4, "the same host": otherPort + 3} {
+		t.Run(at, func(t *testing.T) { testOneNameTwice(t, newcomer) })
+	}
+}
+
+func testOneNameTwice(t *testing.T, second int) {
 	simulateBoth(t, func(s *sim) {
 		a := s.start("a", 1)
 		s.start("b", 2, addr(1))
 		twin := s.start("twin", 3, addr(1))
 		s.within(soon, "3 nodes know each other", s.all)
 		time.Sleep(time.Second)
-		newcomer := s.start("twin", 4, addr(1)) // s.nodes now holds this one
+		newcomer := s.start("twin", second, addr(1)) // s.nodes now holds this one
 		defer newcomer.Close()
 		for range 90 {
 			time.Sleep(time.Second)

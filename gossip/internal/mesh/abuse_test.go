@@ -47,7 +47,7 @@ func TestStrangers(t *testing.T) {
 			conn, err := w.dial(t.Context(), addrOf(t, a9), a1, config)
 			if err == nil {
 				conn.SetDeadline(time.Now().Add(time.Hour))
-				conn.Write(append([]byte{kindPackets}, appendFrame(nil, []byte("\x08record"))...))
+				conn.Write(append(appendPackets(nil, 7946), appendFrame(nil, []byte("\x08record"))...))
 				if took := ended(conn); took > helloTimeout {
 					t.Errorf("%s: was served for %v", name, took)
 				}
@@ -137,11 +137,12 @@ func TestBadConnections(t *testing.T) {
 	}{
 		"silence":               {nil, Slow, helloTimeout, helloTimeout},
 		"another protocol":      {[][]byte{[]byte("GET / HTTP/1.1\r\n\r\n")}, Malformed, 0, 0},
-		"a frame too long":      {[][]byte{{kindPackets, 0xff, 0xff, 0xff, 0xff}}, Malformed, 0, 0},
-		"an empty frame":        {[][]byte{{kindPackets, 0, 0, 0, 0}}, Malformed, 0, 0},
-		"half a packet":         {[][]byte{append([]byte{kindPackets}, appendFrame(nil, hour)[:20]...)}, Slow, packetTimeout, packetTimeout},
-		"a packet by the byte":  {bytewise(append([]byte{kindPackets}, appendFrame(nil, hour)...)), Slow, 0, packetTimeout + time.Second},
-		"no packet":             {[][]byte{{kindPackets}}, "", inboundIdle, inboundIdle},
+		"a frame too long":      {[][]byte{append(appendPackets(nil, 7946), 0xff, 0xff, 0xff, 0xff)}, Malformed, 0, 0},
+		"an empty frame":        {[][]byte{append(appendPackets(nil, 7946), 0, 0, 0, 0)}, Malformed, 0, 0},
+		"half a packet":         {[][]byte{append(appendPackets(nil, 7946), appendFrame(nil, hour)[:20]...)}, Slow, packetTimeout, packetTimeout},
+		"a packet by the byte":  {bytewise(append(appendPackets(nil, 7946), appendFrame(nil, hour)...)), Slow, 0, packetTimeout + 3*time.Second},
+		"no port":               {[][]byte{{kindPackets}}, Slow, helloTimeout, helloTimeout},
+		"no packet":             {[][]byte{appendPackets(nil, 7946)}, "", inboundIdle, inboundIdle},
 		"no request":            {[][]byte{{kindStream}}, Slow, requestTimeout, requestTimeout},
 		"a request by the byte": {bytewise(append([]byte{kindStream}, appendFrame(nil, hour)...)), Slow, 0, requestTimeout},
 		"a request too long":    {[][]byte{{kindStream, 0, 0, 0, 2}}, Malformed, 0, 0},
@@ -220,7 +221,7 @@ func TestFlood(t *testing.T) {
 						for time.Now().Before(stop) {
 							conn := m.raw(w9)
 							conn.SetWriteDeadline(stop)
-							conn.Write([]byte{kindPackets})
+							conn.Write(appendPackets(nil, 7946))
 							for {
 								if _, err := conn.Write(frame); err != nil {
 									break
@@ -273,11 +274,11 @@ func TestTooManyConnections(t *testing.T) {
 	meshed(t, func(t *testing.T, ca *trusttest.Authority, _ *wire, m, n *node) {
 		w9 := ca.Open(t, trust.RoleWorker, "w9")
 		first := m.raw(w9)
-		m.write(first, []byte{kindPackets})
+		m.write(first, appendPackets(nil, 7946))
 		over := make(chan time.Duration, 1)
 		go func() { over <- ended(first) }()
 		for range maxPacketConns {
-			m.write(m.raw(w9), []byte{kindPackets})
+			m.write(m.raw(w9), appendPackets(nil, 7946))
 			synctest.Wait()
 		}
 		if took := <-over; took > 0 {

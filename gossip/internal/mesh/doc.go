@@ -1,14 +1,14 @@
 // Package mesh is memberlist's transport over connections that say who is at
 // their other end.
 //
-// A connection begins with a byte of the side that dialled: 'P', it carries packets, both
-// ways, until nobody sent one for a while; or 'S', it carries one exchange, a request
-// and its answer. Packets, requests and answers are frames: a length, u32
-// little-endian, and as many bytes. The idea of packets on pooled TLS connections is
+// A connection begins with a byte of the side that dialled: 'P', and the port where that
+// side listens, u16: it carries packets, both ways, until nobody sent one for a while; or
+// 'S': it carries one exchange, a request and its answer. Packets, requests and answers are frames: a length, u32,
+// and as many bytes; numbers are little-endian. The idea of packets on pooled TLS connections is
 // Alertmanager's.
 //
 // A packet to a node goes only over a connection whose certificate says that node: over
-// one that came from there, from the host where the node is known to be, else over one made to it.
+// one that the node at that address made, if there is one, else over one made to it.
 // It waits in a bounded queue while the connection is made, and is lost when that is
 // full or nobody can be reached, as a datagram would be.
 //

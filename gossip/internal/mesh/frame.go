@@ -7,11 +7,18 @@ import (
 	"slices"
 )
 
-// What a connection carries: its first byte.
+// What a connection carries: its first byte. After kindPackets comes the port of the
+// gossip address of who made it, u16: packets to that address may go back over it.
 const (
 	kindPackets = 'P'
 	kindStream  = 'S'
 )
+
+// appendPackets appends what a connection for packets begins with, made by who listens
+// at a port.
+func appendPackets(b []byte, port int) []byte {
+	return binary.LittleEndian.AppendUint16(append(b, kindPackets), uint16(port))
+}
 
 // Limits of a frame's payload, in bytes.
 const (

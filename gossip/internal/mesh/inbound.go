@@ -3,9 +3,12 @@ package mesh
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
 	"net"
 	"os"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -30,6 +33,7 @@ type connection struct {
 	// The side that made it ends it once it was idle or is old; the other side does so
 	// when that did not happen.
 	ours bool
+	from string // if it is not ours: the gossip address of who made it
 
 	used  atomic.Int64  // when a packet came or went last: after born, in ns
 	ended chan struct{} // closed when no more packets come
@@ -120,7 +124,9 @@ func (t *Transport) welcome(conn net.Conn) {
 	switch {
 	case err != nil:
 	case kind == kindPackets:
-		err = t.receive(c)
+		if err = c.readFrom(); err == nil {
+			err = t.receive(c)
+		}
 	case kind == kindStream:
 		if err = t.answer(c); err == nil {
 			return // it is memberlist's now
@@ -134,6 +140,20 @@ func (t *Transport) welcome(conn net.Conn) {
 	}
 	conn.Close()
 	t.o.Logger.Debug("gossip connection ended", "from", who, "error", err)
+}
+
+// readFrom reads at which port who made the connection listens.
+func (c *connection) readFrom() error {
+	var port [2]byte
+	if _, err := io.ReadFull(c.r, port[:]); err != nil {
+		return noEOF(err)
+	}
+	host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+	if err != nil {
+		return err
+	}
+	c.from = net.JoinHostPort(host, strconv.Itoa(int(binary.LittleEndian.Uint16(port[:]))))
+	return nil
 }
 
 // late makes a deadline that passed a reason.
@@ -155,7 +175,7 @@ func (t *Transport) receive(c *connection) error {
 	for {
 		now := time.Now()
 		c.SetReadDeadline(earlier(now.Add(inboundIdle-c.idle()), end))
-		if now.After(end) {
+		if !now.Before(end) {
 			return errors.New("the connection is old")
 		}
 		if _, err := c.r.Peek(1); err != nil {

@@ -48,7 +48,7 @@ const (
 
 var errEnded = errors.New("the connection ended")
 
-// links are the connections that packets leave by.
+// links are the ways to the nodes that packets are sent to.
 type links struct {
 	mu     sync.Mutex // guards what follows
 	all    map[memberlist.Address]*link
@@ -81,7 +81,7 @@ func (t *Transport) send(to memberlist.Address, packet []byte) {
 			return
 		}
 		s.makeRoom(to.Name)
-		l = &link{to: to, over: t.roster.over(to.Name, hostOf(to.Addr)), queue: make(chan []byte, linkQueue)}
+		l = &link{to: to, over: t.roster.over(to), queue: make(chan []byte, linkQueue)}
 		var ctx context.Context
 		ctx, l.cancel = context.WithCancel(t.ctx)
 		s.all[to] = l
@@ -242,7 +242,7 @@ func (t *Transport) carry(ctx context.Context, l *link) error {
 	}()
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	return t.write(ctx, l, c, []byte{kindPackets})
+	return t.write(ctx, l, c, appendPackets(nil, t.port()))
 }
 
 // lasts returns for how long packets may be sent over a connection from now on, if none
@@ -261,6 +261,11 @@ func (t *Transport) write(ctx context.Context, l *link, c *connection, buf []byt
 	over := time.NewTimer(c.lasts())
 	defer over.Stop()
 	for {
+		select {
+		case <-c.ended: // what is written now would be lost, and nobody told
+			return errEnded
+		default:
+		}
 		select {
 		case b := <-l.queue:
 			buf = appendFrame(buf, b)
@@ -299,13 +304,4 @@ func writeWithin(conn net.Conn, b []byte, timeout time.Duration) error {
 	}
 	_, err := conn.Write(b)
 	return err
-}
-
-// hostOf returns the host of an address, or all of it if it has no port.
-func hostOf(addr string) string {
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return addr
-	}
-	return host
 }

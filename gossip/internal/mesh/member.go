@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/memberlist"
 	"golang.org/x/time/rate"
 
 	"github.com/qs-peer/qs-peer/internal/trust"
@@ -166,20 +167,20 @@ func (r *roster) dropPackets(c *connection) {
 	}
 }
 
-// over returns the newest connection from a name at a host that packets can go back
-// over, or nil. Its maker, which ends it, does not do so just now.
-func (r *roster) over(name, host string) (newest *connection) {
+// over returns the newest connection from a node that packets can go back over, or nil.
+// Its maker, which ends it, does not do so just now.
+func (r *roster) over(node memberlist.Address) (newest *connection) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.names[name] == 0 {
+	if r.names[node.Name] == 0 {
 		return nil
 	}
 	for id, m := range r.members {
-		if id.Name != name {
+		if id.Name != node.Name {
 			continue
 		}
 		for _, c := range m.packets {
-			if !c.ours && c.lasts() > 0 && hostOf(c.RemoteAddr().String()) == host && (newest == nil || c.born.After(newest.born)) {
+			if c.from == node.Addr && c.lasts() > 0 && (newest == nil || c.born.After(newest.born)) {
 				newest = c
 			}
 		}

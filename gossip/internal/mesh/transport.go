@@ -140,6 +140,14 @@ func (t *Transport) FinalAdvertiseAddr(string, int) (net.IP, int, error) {
 	return slices.Clone(ip), addr.Port, nil
 }
 
+// port returns the gossip's own, as others know it.
+func (t *Transport) port() int {
+	if addr, ok := t.o.Listener.Addr().(*net.TCPAddr); ok {
+		return addr.Port
+	}
+	return 0 // FinalAdvertiseAddr says so
+}
+
 // PacketCh returns the packets that arrive, one message each.
 func (t *Transport) PacketCh() <-chan *memberlist.Packet { return t.packets }
 

@@ -330,11 +330,17 @@ func TestPacketsGoBack(t *testing.T) {
 			t.Errorf("messages %q at one that was started anew", messages)
 		}
 
-		// Somebody of that name at another host does not get them.
+		// Somebody of that name at another host, or another port, does not get them.
 		m.know("w3", a3)
 		n3 := w.start(t, ca.Open(t, trust.RoleWorker, "w3"), a3)
-		other := m.raw(n3.creds)
-		m.write(other, append([]byte{kindPackets}, appendFrame(nil, acked(t, 0))...))
+		for host, port := range map[string]int{a9: 7946, a3: 7947} {
+			other, err := w.dial(t.Context(), addrOf(t, host), a1, n3.creds.ClientConfig(nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { other.NetConn().Close() })
+			m.write(other, append(appendPackets(nil, port), appendFrame(nil, acked(t, 0))...))
+		}
 		m.to([]byte("\x08for w3"), "w3", a3)
 		if messages, _ := n3.seen(); len(messages) != 1 {
 			t.Errorf("messages %q of one", messages)
@@ -373,7 +379,8 @@ func TestConnectionsOfBothAge(t *testing.T) {
 func TestConnectionsAge(t *testing.T) {
 	meshed(t, func(t *testing.T, ca *trusttest.Authority, _ *wire, m, n *node) {
 		old := m.raw(ca.Open(t, trust.RoleWorker, "w9"))
-		m.write(old, []byte{kindPackets})
+		m.write(old, appendPackets(nil, 7946))
+		old.SetWriteDeadline(time.Time{})
 		go func() {
 			for range 4 * int(inboundAge/linkIdle) {
 				time.Sleep(linkIdle / 2)
