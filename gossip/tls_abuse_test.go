@@ -70,12 +70,15 @@ func frame(b []byte) []byte {
 	return append(binary.LittleEndian.AppendUint32(nil, uint32(len(b))), b...)
 }
 
+// hello is what a connection for packets begins with: the second part is a port.
+const hello = "P" + "\x0a\x1f"
+
 // intrude connects to a node.
 func intrude(t *testing.T, c *trust.Credentials, n *secured) *insider {
 	t.Helper()
 	in := &insider{T: t, creds: c}
 	in.conn = in.dial(n)
-	in.write(in.conn, []byte("P"))
+	in.write(in.conn, []byte(hello))
 	return in
 }
 
@@ -479,7 +482,7 @@ func TestFloodingMember(t *testing.T) {
 						continue
 					}
 					conn.SetDeadline(stop)
-					conn.Write([]byte("P"))
+					conn.Write([]byte(hello))
 					for {
 						if _, err := conn.Write(bytes.Repeat(frame(b), 8)); err != nil {
 							break

@@ -3,9 +3,9 @@
 //
 // A connection begins with a byte of the side that dialled: 'P', and the port where that
 // side listens, u16: it carries packets, both ways, until nobody sent one for a while; or
-// 'S': it carries one exchange, a request and its answer. Packets, requests and answers are frames: a length, u32,
-// and as many bytes; numbers are little-endian. The idea of packets on pooled TLS connections is
-// Alertmanager's.
+// 'S': it carries one exchange, a request and its answer. Packets, requests and answers
+// are frames: a length, u32, and as many bytes. Numbers are little-endian. The idea of
+// packets on pooled TLS connections is Alertmanager's.
 //
 // A packet to a node goes only over a connection whose certificate says that node: over
 // one that the node at that address made, if there is one, else over one made to it.
