@@ -381,7 +381,14 @@ func TestConnectionsAge(t *testing.T) {
 		old := m.raw(ca.Open(t, trust.RoleWorker, "w9"))
 		m.write(old, appendPackets(nil, 7946))
 		old.SetWriteDeadline(time.Time{})
+		began, lived := time.Now(), make(chan time.Duration, 1)
 		go func() {
+			ended(old)
+			lived <- time.Since(began)
+		}()
+		written := make(chan struct{})
+		go func() {
+			defer close(written)
 			for range 4 * int(inboundAge/linkIdle) {
 				time.Sleep(linkIdle / 2)
 				if _, err := old.Write(appendFrame(nil, acked(t, 0))); err != nil {
@@ -405,9 +412,10 @@ func TestConnectionsAge(t *testing.T) {
 		if len(first) < 2 {
 			t.Errorf("%d connections in %v", len(first), inboundAge)
 		}
-		if took := ended(old); took > inboundAge {
-			t.Errorf("a connection of somebody who does not replace it lived for %v longer", took)
+		if took := <-lived; took < inboundAge-linkIdle || took > inboundAge+time.Second {
+			t.Errorf("a connection of somebody who does not replace it lived for %v; want %v", took, inboundAge)
 		}
+		<-written
 		if lost := lostPackets(t, n); len(lost) > 0 {
 			t.Errorf("packets were lost: %v", lost)
 		}
