@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/http"
 	"os"
@@ -173,36 +174,46 @@ func TestNoDescriptors(t *testing.T) {
 		t.Run(n.Name, func(t *testing.T) {
 			c := *c
 			c.t = t
-			restore := limitDescriptors(t, n)
-			c.limit = 2 * time.Second // a connection that nobody can accept waits for good
+			get := func(client *http.Client) error {
+				resp, err := client.Get("http://" + n.Addrs.HTTP + "/v1/kv/key-00000001")
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				value, err := io.ReadAll(resp.Body)
+				if err == nil && (resp.StatusCode != http.StatusOK || string(value) != c.written["key-00000001"]) {
+					err = fmt.Errorf("%s: %.20q…", resp.Status, value)
+				}
+				return err
+			}
+			there := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}, Timeout: patience}
+			defer there.CloseIdleConnections()
 			fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
-			for range 20 {
-				resp, err := fresh.Get("http://" + n.Addrs.HTTP + "/healthz")
-				if err == nil {
-					resp.Body.Close()
+			if err := get(there); err != nil {
+				t.Fatal(err)
+			}
+
+			restore := noDescriptors(t, n)
+			c.limit = 2 * time.Second // a connection that nobody can accept waits for good
+			for range 10 {
+				if err := get(fresh); err == nil {
+					t.Error("a node without descriptors accepted a connection")
 				}
 				if err := c.write(m, 10*kib); err != nil {
 					t.Log(err)
+				}
+				if err := get(there); err != nil {
+					t.Fatalf("over a connection that is there: %v", err)
 				}
 			}
 			if err := c.mint(n); err != nil {
 				t.Log(err)
 			}
-			c.holds(n, "key-00000001", "key-00001000") // over a connection that is there
 			c.alive(n)
+
 			restore()
 			c.limit = patience
-			c.eventually("others can connect again", func() error {
-				resp, err := fresh.Get("http://" + n.Addrs.HTTP + "/v1/kv/key-00000001")
-				if err != nil {
-					return err
-				}
-				defer resp.Body.Close()
-				if resp.StatusCode != http.StatusOK {
-					return errors.New(resp.Status)
-				}
-				return nil
-			})
+			c.eventually("others can connect again", func() error { return get(fresh) })
 			c.eventually("it takes writes again", func() error { return c.write(m, kib) })
 			c.converged(m, "m1", "w1")
 			c.holdsAll(n)
@@ -214,30 +225,18 @@ func TestNoDescriptors(t *testing.T) {
 	}
 }
 
-// limitDescriptors leaves a process only as many as it has open.
-func limitDescriptors(t *testing.T, n *fleet.Node) (restore func()) {
+// noDescriptors lets a process open no more.
+func noDescriptors(t *testing.T, n *fleet.Node) (restore func()) {
 	t.Helper()
-	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", n.PID()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	highest := 0
-	for _, e := range open {
-		fd := 0
-		fmt.Sscan(e.Name(), &fd)
-		highest = max(highest, fd)
-	}
 	var before unix.Rlimit
-	set := func(limit unix.Rlimit) {
-		if err := unix.Prlimit(n.PID(), unix.RLIMIT_NOFILE, &limit, nil); err != nil {
+	set := func(limit, was *unix.Rlimit) {
+		if err := unix.Prlimit(n.PID(), unix.RLIMIT_NOFILE, limit, was); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := unix.Prlimit(n.PID(), unix.RLIMIT_NOFILE, nil, &before); err != nil {
-		t.Fatal(err)
-	}
-	set(unix.Rlimit{Cur: min(uint64(len(open)), uint64(highest+1)), Max: before.Max})
-	return func() { set(before) }
+	set(nil, &before)
+	set(&unix.Rlimit{Cur: 0, Max: before.Max}, nil) // what is open stays so
+	return func() { set(&before, nil) }
 }
 
 func strace(t *testing.T) {
