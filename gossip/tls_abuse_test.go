@@ -151,7 +151,7 @@ func TestForgedRecords(t *testing.T) {
 
 	own := ca.Open(t, trust.RoleWorker, "w9")
 	in := intrude(t, own, w)
-	end := time.Now().Add(time.Second)
+	end := time.Now().Add(4 * time.Second) // in whole seconds
 	expiring, err := trust.Open(trust.Options{Files: ca.Issue(t, t.TempDir(), trusttest.Identity(trust.RoleWorker, "w8"), end)})
 	if err != nil {
 		t.Fatal(err)
@@ -376,7 +376,7 @@ func TestStartTLSRefuses(t *testing.T) {
 func TestRotation(t *testing.T) {
 	t.Parallel()
 	ca := trusttest.New(t)
-	const life = 6 * time.Second
+	const life = 12 * time.Second
 	expires := time.Now().Add(life)
 	var nodes []*secured
 	var renew []func()

@@ -70,10 +70,7 @@ func TestCorkBelowTLS(t *testing.T) {
 	open := func(name string) *Edge {
 		return New(Options{Credentials: a.Open(t, trust.RoleWorker, name)})
 	}
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	tcp := listen(t)
 	ln := open("w1").Listen(tcp, ListenOptions{Name: "test"})
 	defer ln.Close()
 	out, err := open("w2").Dial(context.Background(), tcp.Addr().String(), nil)

@@ -214,10 +214,7 @@ func TestHostPrefix(t *testing.T) {
 func TestCloseStopsAndWaits(t *testing.T) {
 	_, sc, cc := fleet(t)
 	server := newNode(sc)
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := listen(t)
 	ln := server.Listen(inner, ListenOptions{Name: "echo", HandshakeTimeout: time.Minute})
 	var inFlight []net.Conn
 	for range 10 {
@@ -277,10 +274,7 @@ func (f *failing) Accept() (net.Conn, error) {
 }
 
 func TestAcceptOutlastsLackOfDescriptors(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := listen(t)
 	server := newNode(nil)
 	addr := serveEchoOn(t, server, &failing{Listener: inner, times: 3}, ListenOptions{})
 	if err := dialCall(t.Context(), newNode(nil).Edge, addr); err != nil {
@@ -292,10 +286,7 @@ func TestAcceptOutlastsLackOfDescriptors(t *testing.T) {
 }
 
 func TestAcceptEndsWithTheListenerBelow(t *testing.T) {
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := listen(t)
 	ln := newNode(nil).Listen(inner, ListenOptions{Name: "echo"})
 	defer ln.Close()
 	inner.Close()
@@ -314,10 +305,7 @@ func TestSockets(t *testing.T) {
 			if secure {
 				server, client = newNode(sc), newNode(cc)
 			}
-			inner, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			inner := listen(t)
 			ln := server.Listen(inner, ListenOptions{Name: "echo"})
 			defer ln.Close()
 			out, err := client.Dial(t.Context(), inner.Addr().String(), nil)
@@ -405,10 +393,7 @@ func TestHTTP(t *testing.T) {
 			if secure {
 				server, client = newNode(sc), newNode(cc)
 			}
-			inner, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			inner := listen(t)
 			srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				id, ok := trust.FromState(r.TLS)
 				if ok != secure || secure && id != cc.Identity() {
@@ -448,10 +433,7 @@ func TestHTTP(t *testing.T) {
 func TestNothingPlainWithCredentials(t *testing.T) {
 	_, sc, _ := fleet(t)
 	server := newNode(sc)
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := listen(t)
 	ln := server.Listen(inner, ListenOptions{Name: "echo"})
 	defer ln.Close()
 	accepted := make(chan net.Conn, 1)

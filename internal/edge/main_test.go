@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -106,14 +107,24 @@ func (l *lines) String() string {
 	return l.buf.String()
 }
 
-// serveEcho serves lines back on a listener of n, until the test ends.
-func serveEcho(t testing.TB, n *node, o ListenOptions) (addr string) {
+// home is an address of this process alone: at a port of 127.0.0.1 come those, too, who
+// look for a test that had it before, and connections are counted here.
+var home = netip.AddrFrom4([4]byte{127, 16 | byte(os.Getpid()>>16&15), byte(os.Getpid() >> 8), byte(os.Getpid())})
+
+// listen returns a listener at a port of home.
+func listen(t testing.TB) net.Listener {
 	t.Helper()
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(home, 0)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return serveEchoOn(t, n, inner, o)
+	return ln
+}
+
+// serveEcho serves lines back on a listener of n, until the test ends.
+func serveEcho(t testing.TB, n *node, o ListenOptions) (addr string) {
+	t.Helper()
+	return serveEchoOn(t, n, listen(t), o)
 }
 
 func serveEchoOn(t testing.TB, n *node, inner net.Listener, o ListenOptions) (addr string) {

@@ -3,7 +3,6 @@ package edge
 import (
 	"errors"
 	"io"
-	"net"
 	"testing"
 
 	"github.com/qs-peer/qs-peer/internal/trust"
@@ -14,10 +13,7 @@ import (
 // backs off, and does not keep others from that one.
 func TestMisnamedAddress(t *testing.T) {
 	ca := trusttest.New(t)
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listen(t)
 	server := New(Options{Credentials: ca.Open(t, trust.RoleManager, "m1")}).Listen(ln, ListenOptions{Name: "peer"})
 	defer server.Close()
 	go func() {

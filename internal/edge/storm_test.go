@@ -42,7 +42,7 @@ func TestRetryStorm(t *testing.T) {
 	authority, server, worker := fleet(t)
 	expired := func(t *testing.T) *trust.Credentials {
 		// Good when it is opened, and soon no longer.
-		end := time.Now().Add(2 * time.Second)
+		end := time.Now().Add(4 * time.Second) // in whole seconds
 		c, err := trust.Open(trust.Options{Files: authority.Issue(t, t.TempDir(), trusttest.Identity(trust.RoleWorker, "w1"), end)})
 		if err != nil {
 			t.Fatal(err)
@@ -65,10 +65,7 @@ func TestRetryStorm(t *testing.T) {
 			var accepted atomic.Int64
 			var addrs []string
 			for range peers {
-				inner, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
+				inner := listen(t)
 				addrs = append(addrs, serveEchoOn(t, n, counting{inner, &accepted}, ListenOptions{}))
 			}
 			client := newNode(s.client(t))
@@ -132,16 +129,10 @@ func TestRetryStorm(t *testing.T) {
 
 func TestDialResults(t *testing.T) {
 	_, sc, cc := fleet(t)
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	closed := listen(t)
 	closed.Close()
 	// One that accepts and hangs up.
-	rude, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	rude := listen(t)
 	defer rude.Close()
 	go func() {
 		for {
@@ -206,19 +197,17 @@ func TestDialResults(t *testing.T) {
 // TestPeerComesBack: an address that failed is used again when it is there.
 func TestPeerComesBack(t *testing.T) {
 	_, sc, cc := fleet(t)
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := inner.Addr().String()
-	inner.Close()
+	nobody := listen(t)
+	addr := nobody.Addr().String()
+	nobody.Close()
 	client := newNode(cc)
 	for range 3 {
 		if err := dialCall(t.Context(), client.Edge, addr); err == nil {
 			t.Fatal("nobody was there")
 		}
 	}
-	if inner, err = net.Listen("tcp", addr); err != nil {
+	inner, err := net.Listen("tcp", addr)
+	if err != nil {
 		t.Skipf("somebody took the port: %v", err)
 	}
 	serveEchoOn(t, newNode(sc), inner, ListenOptions{})

@@ -218,10 +218,7 @@ func TestClientIsToldWhy(t *testing.T) {
 func TestPeerOfBothEnds(t *testing.T) {
 	_, server, worker := fleet(t)
 	n := newNode(server)
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := listen(t)
 	ln := n.Listen(inner, ListenOptions{Name: "echo"})
 	defer ln.Close()
 	c, err := newNode(worker).Dial(t.Context(), inner.Addr().String(), trust.Want("m1", trust.RoleManager))

@@ -64,12 +64,10 @@ func connected(t *testing.T, secure bool) (ends [2]net.Conn) {
 		_, sc, cc := fleet(t)
 		server, client = newNode(sc), newNode(cc)
 	}
-	inner, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	inner := listen(t)
 	ln := server.Listen(inner, ListenOptions{Name: "test"})
 	t.Cleanup(func() { ln.Close() })
+	var err error
 	if ends[0], err = client.Dial(t.Context(), inner.Addr().String(), nil); err != nil {
 		t.Fatal(err)
 	}
