@@ -60,11 +60,14 @@ func TestRepairs(t *testing.T) {
 			}
 			states := []State{}
 			for _, st := range s.told {
+				if st.State == CatchingUp {
+					continue // no time passes in it here, so it may be over before it is told
+				}
 				if n := len(states); n == 0 || states[n-1] != st.State {
 					states = append(states, st.State)
 				}
 			}
-			if i := slices.Index(states, Quarantined); i < 0 || !slices.Equal(states[i:], []State{Quarantined, Repairing, CatchingUp, Serving}) {
+			if i := slices.Index(states, Quarantined); i < 0 || !slices.Equal(states[i:], []State{Quarantined, Repairing, Serving}) {
 				t.Errorf("told %v", states)
 			}
 		}},

@@ -170,7 +170,8 @@ type Config struct {
 	Quarantine Quarantine
 	// OnChange, if not nil, is called after each change of Status worth telling,
 	// one call at a time: at once when State or Ready change, otherwise at most
-	// ten times a second. The last Status is always told.
+	// ten times a second. A State that is over by then is left out; the last Status is
+	// always told.
 	OnChange func(Status)
 	// Logger gets state changes, alarms, and per-upstream events at debug level.
 	// Default: discarded.
