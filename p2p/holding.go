@@ -98,6 +98,9 @@ func (s *Swarm) attach(h *holding, st *store) error {
 	if !isNew || lib.Info() == nil {
 		return errors.New("the torrent client refuses the torrent")
 	}
+	// Storage that fails ends the fetch (storeFailed). What the client would do, to
+	// want no more while pieces are wanted, lets it panic (see Swarm.fetch).
+	lib.SetOnWriteChunkError(func(error) {})
 	return nil
 }
 

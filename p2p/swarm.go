@@ -272,7 +272,10 @@ func (s *Swarm) fetch(h *holding, path string, progress func(Progress)) error {
 		}
 	}
 	// A seeded file is immutable: should it be damaged later, nothing is to be
-	// written into it.
+	// written into it. The client panics if it still wants a piece when it may
+	// no longer (checkPendingPiecesMatchesRequestOrder), which it does while it
+	// was not told of the last ones.
+	h.lib.CancelPieces(0, h.torrent.Pieces())
 	h.lib.DisallowDataDownload()
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/anacrolix/torrent"
+
 	"github.com/qs-peer/qs-peer/internal/durable"
 )
 
@@ -410,6 +412,42 @@ func TestFetchEndsWithTheDisksError(t *testing.T) {
 			p.checkFile(t, w.path())
 		})
 	}
+}
+
+// TestLastPiecesUntold: a fetch ends as soon as the file has all, which may be before the
+// torrent client was told of the last pieces. It must not go on wanting them: it compares
+// what it wants with what it may request, less and less often, and panics if they differ.
+func TestLastPiecesUntold(t *testing.T) {
+	p := newPayload(t, 1<<20)
+	w := newNode(t, "worker", false)
+	r := start(t, w, p)
+	var h *holding
+	eventually(t, "a fetch", func() bool {
+		w.Swarm.mu.Lock()
+		defer w.Swarm.mu.Unlock()
+		h = w.holdings[p.torrent.InfoHash()]
+		return h != nil && h.fetching
+	})
+	pieces := p.torrent.Pieces()
+	for i := range pieces {
+		h.store.tell(i)
+		h.lib.Piece(i).UpdateCompletion() // it lacks each
+	}
+	eventually(t, "the client wants all", func() bool {
+		return h.lib.PieceState(pieces-1).Priority != torrent.PiecePriorityNone
+	})
+	for i := range pieces {
+		size := p.torrent.PieceLength()
+		data := p.data[int64(i)*size:][:p.torrent.PieceSize(i)]
+		if good, err := h.store.put(i, data, torrent.PeerID{}); !good || err != nil {
+			t.Fatalf("put %d: %t, %v", i, good, err)
+		}
+	}
+	r.wait(t)
+	for i := range 1 << 16 {
+		h.lib.SetMaxEstablishedConns(10 + i%2) // compares
+	}
+	p.checkFile(t, w.path())
 }
 
 func TestCheckRoom(t *testing.T) {
