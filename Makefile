@@ -48,8 +48,7 @@ ALONE := ^Test(RateIsHeld|RepairBeforeRebuild|PiecesWithinBudget|FirstCopies|Cop
 test: setup-test check
 	$(GOTEST) $(SINGLE)
 	$(GOTEST) -race -p 4 -timeout 15m -skip '$(ALONE)' $(RACE)
-	$(GOTEST) -race -run '$(ALONE)' ./p2p
-	$(GOTEST) -run '$(ALONE)' ./bench/lab
+	$(GOTEST) -p 1 -run '$(ALONE)' ./p2p ./bench/lab # the detector would make late what is not
 	$(GOTEST) -run 'Flood|Storm|Rate' ./internal/edge # bars on memory and time, without the race detector
 	$(GOTEST) -run 'Abuse' ./internal/peer # the same
 	$(GO) test -tags lmdb_bmatsuo ./lmdbstore/...
